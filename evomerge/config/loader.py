@@ -1,0 +1,225 @@
+"""From a name or path to a validated `Experiment`: shipped files, nested files, `--set`, absolute paths.
+
+A name on the command line is first a path, then a shipped name: `experiments/quickstart.yaml` and `quickstart` are the
+same file.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from evomerge.config.faults import faults_of, near
+from evomerge.config.models import Experiment, FitnessConfig, ParameterSpaceConfig
+from evomerge.config.yaml_lines import Document, KeyPath, Place, parse
+from evomerge.errors import ConfigError, Fault
+
+__all__ = [
+    "dump",
+    "find",
+    "load_experiment",
+    "load_fitness",
+    "load_space",
+    "recorded_experiment",
+    "shipped_folder",
+    "shipped_names",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_FOLDERS = {"space": "search_spaces", "fitness": "fitness"}
+
+
+def shipped_folder(kind: str) -> Path:
+    """Folder of the shipped files of one kind: `experiments`, `search_spaces`, `fitness` or `cluster`.
+
+    In an installed wheel they lie inside the package; in a checkout they are its top-level folders.
+    """
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_shipped" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def shipped_names(kind: str) -> list[str]:
+    """Names of the shipped YAML files of one kind."""
+    return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
+
+
+def find(name: str, kind: str, beside: Path | None = None) -> Path:
+    """The file that a name or path means.
+
+    Args:
+        name: a path, or the name of a shipped file.
+        kind: folder of the shipped files.
+        beside: folder that relative paths start from; the current one if left out.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = (beside or Path.cwd()) / Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    shipped = shipped_folder(kind) / f"{name}.yaml"
+    if "/" not in name and shipped.is_file():
+        return shipped.resolve()
+    names = shipped_names(kind)
+    message = f"no such file, and no shipped name{near(name, names) or f'; shipped are {names}'}"
+    raise ConfigError(name, [Fault(path="$", message=message)])
+
+
+def _read(path: Path) -> Document:
+    try:
+        document = parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [Fault(path="$", message=f"cannot be read: {error}")]) from error
+    if not isinstance(document.data, dict):
+        raise ConfigError(str(path), [Fault(path="$", message="expected a mapping of keys and values")])
+    return document
+
+
+def _assign(document: Document, assignments: Sequence[str]) -> list[Fault]:
+    """Write `a.b=c` into the data; values are read as YAML."""
+    faults = []
+    for assignment in assignments:
+        option = f"--set {assignment}"
+        keys, equals, text = assignment.partition("=")
+        path = tuple(keys.strip().split("."))
+        if not equals or not all(path):
+            faults.append(Fault(path=option, message="expected key.key=value"))
+        elif not document.put(path, parse(text, option).data, Place(None, option)):
+            faults.append(Fault(path=option, message="only keys of mappings can be set this way"))
+    return faults
+
+
+def _absolute(folder: Path, text: str) -> str:
+    return str((folder / Path(text).expanduser()).resolve())
+
+
+def _resolve_tasks(data: Any, folder: Path) -> None:
+    if isinstance(data, dict) and isinstance(data.get("tasks"), list):
+        data["tasks"] = [_absolute(folder, task) if isinstance(task, str) else task for task in data["tasks"]]
+
+
+def _resolve_pool(data: Any, folder: Path) -> None:
+    if not isinstance(data, dict):
+        return
+    if isinstance(data.get("base"), str):
+        data["base"] = _absolute(folder, data["base"])
+    if isinstance(data.get("experts"), dict):
+        data["experts"] = {k: _absolute(folder, v) if isinstance(v, str) else v for k, v in data["experts"].items()}
+
+
+def _missing_paths(experiment: Experiment, document: Document) -> list[Fault]:
+    """Model folders and task files that do not exist."""
+    folders: list[tuple[KeyPath, Path]] = [(("pool", "base"), experiment.pool.base)]
+    folders += [(("pool", "experts", name), path) for name, path in experiment.pool.experts.items()]
+    tasks: list[tuple[KeyPath, Path]] = [(("fitness", "tasks", i), p) for i, p in enumerate(experiment.fitness.tasks)]
+    return [
+        *(document.fault(key, f"expected a model folder; nothing at {p}") for key, p in folders if not p.is_dir()),
+        *(document.fault(key, f"expected a task file or folder; nothing at {p}") for key, p in tasks if not p.exists()),
+    ]
+
+
+def _validate(model: type[Model], document: Document) -> Model:
+    """Strict validation through JSON: lists may become tuples and text paths, but no number is read from text."""
+    try:
+        return model.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        raise ConfigError(document.source, faults_of(error, model, document)) from error
+
+
+def _graft(document: Document, key: str, folder: Path) -> Fault | None:
+    """Replace a name or path under `key` by the content of the file that it means."""
+    name = document.data.get(key)
+    if not isinstance(name, str):
+        return None
+    try:
+        path = find(name, _FOLDERS[key], folder)
+        nested = _read(path)
+    except ConfigError as error:
+        fault = error.faults[0]
+        place = f" (line {fault.line})" if fault.line else ""
+        return document.fault((key,), f"{error.source}{place}: {fault.message}")
+    _resolve_tasks(nested.data, path.parent)
+    document.graft((key,), nested)
+    return None
+
+
+def load_experiment(name: str, assignments: Sequence[str] = ()) -> Experiment:
+    """Read an experiment, with everything it names, and report all faults at once.
+
+    Args:
+        name: a path, or the name of a shipped experiment.
+        assignments: changes like `budget.evaluations=100` or `space=ties`; paths in them are relative to the file.
+
+    Raises:
+        ConfigError: any fault, in this file or in a file that it names.
+    """
+    path = find(name, "experiments")
+    return _experiment(_read(path), path.parent, assignments)
+
+
+def recorded_experiment(data: Mapping[str, Any], source: str, assignments: Sequence[str] = ()) -> Experiment:
+    """An experiment from the record of a run, with changes.
+
+    Args:
+        data: the resolved experiment, as plain data.
+        source: what to call the record in messages.
+        assignments: as for `load_experiment`.
+
+    Raises:
+        ConfigError: any fault.
+    """
+    return _experiment(Document(source=source, data=copy.deepcopy(dict(data))), Path.cwd(), assignments)
+
+
+def _experiment(document: Document, folder: Path, assignments: Sequence[str]) -> Experiment:
+    whole = [text for text in assignments if text.partition("=")[0].strip() in _FOLDERS]
+    faults = _assign(document, whole)
+    missing = {key: _graft(document, key, folder) for key in _FOLDERS}
+    faults += _assign(document, [text for text in assignments if text not in whole])
+    faults += [fault for fault in missing.values() if fault is not None]
+    _resolve_pool(document.data.get("pool"), folder)
+    _resolve_tasks(document.data.get("fitness"), folder)
+    try:
+        experiment = _validate(Experiment, document)
+    except ConfigError as error:
+        unread = tuple(f"$.{key}" for key, fault in missing.items() if fault is not None)
+        faults += [fault for fault in error.faults if not (unread and fault.path.startswith(unread))]
+        raise ConfigError(document.source, faults) from error
+    faults += _missing_paths(experiment, document)
+    if faults:
+        raise ConfigError(document.source, faults)
+    return experiment
+
+
+def load_space(name: str) -> ParameterSpaceConfig:
+    """Read a search space by path or shipped name.
+
+    Raises:
+        ConfigError: any fault.
+    """
+    return _validate(ParameterSpaceConfig, _read(find(name, "search_spaces")))
+
+
+def load_fitness(name: str) -> FitnessConfig:
+    """Read a fitness by path or shipped name.
+
+    Raises:
+        ConfigError: any fault.
+    """
+    path = find(name, "fitness")
+    document = _read(path)
+    _resolve_tasks(document.data, path.parent)
+    return _validate(FitnessConfig, document)
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML: absolute paths, every default spelled out; `load_experiment` reads it back."""
+    return str(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

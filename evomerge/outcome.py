@@ -1,0 +1,131 @@
+"""What travels between driver and worker: a `Job` out, an `Outcome` back. Frozen records, never exceptions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from evomerge.recipe import Recipe
+
+__all__ = ["Failed", "ItemSet", "Job", "Outcome", "Phase", "Responses", "Scored", "Stage"]
+
+Phase = Literal["search", "confirm"]
+"""`search`: items that steer the search. `confirm`: items that it never sees."""
+
+Stage = Literal["materialize", "evaluate", "timeout", "worker"]
+"""Where a job failed: making the weights, scoring them, running out of time, or losing the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSet:
+    """Which items of which tasks.
+
+    Attributes:
+        tasks: pairs of task name and its item ids, sorted and distinct; no task is empty.
+
+    Raises:
+        ValueError: an empty task, repeated or unsorted ids, a repeated task.
+    """
+
+    tasks: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.tasks]
+        if names != sorted(set(names)):
+            raise ValueError(f"tasks must be distinct and sorted; got {names}")
+        for name, ids in self.tasks:
+            if not ids or ids[0] < 0 or any(a >= b for a, b in pairwise(ids)):
+                raise ValueError(f"task {name!r}: item ids must be distinct, sorted, >= 0 and at least one; got {ids}")
+
+    @classmethod
+    def of(cls, tasks: Mapping[str, tuple[int, ...]]) -> ItemSet:
+        """From a mapping; sorts tasks and ids."""
+        return cls(tuple((name, tuple(sorted(tasks[name]))) for name in sorted(tasks)))
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits; equal digests mean equal items."""
+        return hashlib.blake2b(repr(self.tasks).encode(), digest_size=8).hexdigest()
+
+    def __len__(self) -> int:
+        return sum(len(ids) for _, ids in self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One candidate to make and score.
+
+    Attributes:
+        candidate: run-wide number of the candidate.
+        attempt: 1 for the first try of this (candidate, phase).
+    """
+
+    candidate: int
+    phase: Phase
+    recipe: Recipe
+    items: ItemSet
+    attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Responses:
+    """Per-item outcomes of one candidate on one task.
+
+    Attributes:
+        metric: lm-eval metric name, for example `acc`.
+        items: item ids, sorted.
+        values: one raw metric value per item, finite, in the metric's own direction.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+
+    task: str
+    metric: str
+    items: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.items) != len(self.values):
+            raise ValueError(f"{self.task}/{self.metric}: {len(self.items)} items but {len(self.values)} values")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """A job that was done.
+
+    Attributes:
+        responses: one record per (task, metric), sorted.
+        seconds: wall seconds by stage: `materialize`, `forward` (the model's forward pass), `evaluate` (scoring
+            without the forward pass).
+        worker: who did it.
+    """
+
+    candidate: int
+    phase: Phase
+    responses: tuple[Responses, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    worker: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """A job that was not done.
+
+    Attributes:
+        reason: one line for people.
+        retry: the candidate is not to blame (a lost process, a preempted node), so it may be tried again.
+    """
+
+    candidate: int
+    phase: Phase
+    stage: Stage
+    reason: str
+    retry: bool = False
+    worker: str = ""
+
+
+Outcome = Scored | Failed

@@ -1,0 +1,84 @@
+"""Export of one candidate: weights, model card, recipe, as a folder that loads like any other model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from evomerge.config import Experiment
+from evomerge.errors import StoreError, require
+from evomerge.launch import open_pool
+from evomerge.merging.pool import ModelPool
+from evomerge.recipe.mergekit_yaml import to_mergekit
+from evomerge.reports import model_card, summarize
+from evomerge.runs import RunStore
+
+__all__ = ["export", "licence_of"]
+
+MERGEKIT_FILE = "mergekit_config.yml"
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that a model's card names, if it has one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    try:
+        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        return None
+    licence = front.get("license") if isinstance(front, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _pool_of(store: RunStore, experiment: Experiment) -> ModelPool:
+    pool = open_pool(experiment)
+    if pool.digest != store.manifest["pool_digest"]:
+        raise StoreError(
+            f"{store.folder}: the models have changed since this run (expected {store.manifest['pool_digest']}, "
+            f"got {pool.digest}); put the old weights back to export what was scored"
+        )
+    return pool
+
+
+def export(folder: Path, choice: str, out: Path | None) -> Path:
+    """Write one candidate of a run as a Hugging Face folder, with its model card and a mergekit recipe.
+
+    Args:
+        folder: the run.
+        choice: `knee`, `best:OBJECTIVE` or a candidate's number.
+        out: the new folder; `RUN/export/CHOICE` if left out.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        StoreError: no such run or candidate, `out` exists, or the models have changed.
+        DiskError: the disk refused a write; nothing is left behind.
+    """
+    require("torch", "merge")
+    from evomerge.merging import execute, lower
+    from evomerge.merging.export import export_checkpoint
+
+    with RunStore.read(folder) as store:
+        summary = summarize(store)
+        number = summary.pick(choice)
+        experiment = Experiment.model_validate(store.manifest["experiment"])
+        pool = _pool_of(store, experiment)
+        recipe = summary.entries[number].recipe
+    target = out or folder / "export" / choice.replace(":", "-")
+    paths = {name: str(pool.folder(name)) for name in pool.names}
+    mergekit = to_mergekit(recipe, paths, pool.specs)
+    card = model_card(
+        summary,
+        number,
+        base_models=paths,
+        licences={name: licence for name in recipe.models if (licence := licence_of(pool.folder(name)))},
+        mergekit_yaml=mergekit,
+    )
+    files = {"README.md": card, MERGEKIT_FILE: mergekit, "recipe.json": json.dumps(recipe.to_data(), indent=1) + "\n"}
+    export_checkpoint(execute(lower(recipe, pool), pool), pool, target, dtype=recipe.dtype, extra_files=files)
+    return target

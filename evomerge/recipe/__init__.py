@@ -1,0 +1,21 @@
+"""Recipes: explicit, canonical descriptions of one merge."""
+
+from evomerge.recipe.operators import OPERATORS, Operator, OptionValue, Parameter, Preset
+from evomerge.recipe.recipe import DEPTH_ROLES, EDGE_ROLES, ROLES, Field, OutputDtype, Recipe, Role, options_of, uniform
+
+__all__ = [
+    "DEPTH_ROLES",
+    "EDGE_ROLES",
+    "OPERATORS",
+    "ROLES",
+    "Field",
+    "Operator",
+    "OptionValue",
+    "OutputDtype",
+    "Parameter",
+    "Preset",
+    "Recipe",
+    "Role",
+    "options_of",
+    "uniform",
+]

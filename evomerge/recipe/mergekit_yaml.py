@@ -1,0 +1,148 @@
+"""A recipe as the configuration file of another tool: mergekit 0.1.5.
+
+Replayed there with the same models, the file gives the same weights, except where `inexpressible` says otherwise. Knows
+nothing of mergekit's code, only of its file format.
+
+How values reach tensors: mergekit takes, for each parameter, a list of pairs (filter, value); the first filter that is
+part of a tensor's name wins, and an entry without a filter takes the rest. Filters here name one layer, or one module
+of one layer; embeddings come after all layers, and final norm and head take the rest. (Its gradients would not do: they
+give embeddings and head the first layer's value.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import yaml
+
+from evomerge.recipe.operators import OPERATORS
+from evomerge.recipe.recipe import Field, Recipe, Role
+
+__all__ = ["NamedTensor", "inexpressible", "to_mergekit"]
+
+
+class NamedTensor(Protocol):
+    """A tensor's name, role and layer."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the checkpoint."""
+
+    @property
+    def role(self) -> Role:
+        """Its module role."""
+
+    @property
+    def layer(self) -> int | None:
+        """Its layer, counted from 0; None outside the layers."""
+
+
+def inexpressible(recipe: Recipe) -> list[str]:
+    """What of a recipe mergekit cannot reproduce, one line each; empty if its weights will be the same."""
+    options = dict(recipe.options)
+    sparse = "density" in OPERATORS[recipe.operator].parameters and not _is_one(recipe.parameter("density"))
+    reasons = {
+        "trim=model: it trims each tensor on its own": options.get("trim") == "model" and sparse,
+        "vote=unweighted: its election weighs task vectors": options.get("vote") == "unweighted",
+        "aggregate=mean: it takes weighted means or sums": options.get("aggregate") == "mean",
+        "rescale=inverse: it restores the L1 norm instead": options.get("rescale") == "inverse" and sparse,
+        "masks: it draws its own at random": OPERATORS[recipe.operator].random and sparse,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def to_mergekit(recipe: Recipe, paths: Mapping[str, str], tensors: Iterable[NamedTensor]) -> str:
+    """The YAML text of a mergekit configuration.
+
+    Starts with a comment for each thing that mergekit cannot reproduce.
+
+    Args:
+        recipe: what to merge.
+        paths: for each of the recipe's models, its folder or hub name.
+        tensors: every weight of the models, for its name (a pool's `specs`).
+
+    Raises:
+        KeyError: a model without a path.
+    """
+    filters = _Filters(tensors)
+    shared: dict[str, Any] = {name: filters.setting(recipe.parameter(name), 0) for name in _names(recipe, "shared")}
+    models = [
+        {
+            "model": paths[model],
+            "parameters": {name: filters.setting(recipe.parameter(name), source) for name in _names(recipe, "source")},
+        }
+        for source, model in enumerate(recipe.sources)
+    ]
+    config = {
+        "merge_method": recipe.operator,
+        **({} if recipe.base is None else {"base_model": paths[recipe.base]}),
+        "models": [{key: value for key, value in model.items() if value} for model in models],
+        "parameters": shared | _switches(recipe),
+        "dtype": "float32",
+        "out_dtype": recipe.dtype,
+    }
+    comments = [f"# not reproducible with mergekit: {reason}\n" for reason in inexpressible(recipe)]
+    return "".join(comments) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def _is_one(field: Field) -> bool:
+    return all(value == 1.0 for _, rows in field.by_role() for row in rows for value in row)
+
+
+def _names(recipe: Recipe, scope: str) -> list[str]:
+    parameters = OPERATORS[recipe.operator].parameters
+    return [name for name in parameters if parameters[name].scope == scope]
+
+
+def _switches(recipe: Recipe) -> dict[str, bool]:
+    """The recipe's options in mergekit's terms, none left to its defaults, which differ from method to method."""
+    options = dict(recipe.options)
+    switches: dict[str, bool] = {}
+    if "normalize" in options:
+        switches["normalize"] = bool(options["normalize"])
+    if "aggregate" in options:
+        switches["normalize"] = options["aggregate"] != "sum"
+    if "rescale" in options:
+        switches["rescale"] = options["rescale"] != "none"
+    return switches
+
+
+class _Filters:
+    """Parts of names that single out the tensors of one layer and role.
+
+    One filter per module of a layer (`model.layers.3.mlp.`); full names where a module mixes roles.
+    """
+
+    def __init__(self, tensors: Iterable[NamedTensor]) -> None:
+        self._embeddings: list[str] = []
+        self._layers: dict[tuple[str, int], dict[str, list[NamedTensor]]] = {}
+        for tensor in tensors:
+            if tensor.layer is not None:
+                start, _, rest = f".{tensor.name}".partition(f".{tensor.layer}.")
+                prefix = f"{start}.{tensor.layer}."[1:]
+                modules = self._layers.setdefault((prefix, tensor.layer), {})
+                modules.setdefault(f"{prefix}{rest.split('.')[0]}.", []).append(tensor)
+            elif tensor.role == "embed":
+                self._embeddings.append(tensor.name)
+
+    def setting(self, field: Field, source: int) -> float | list[dict[str, str | float]]:
+        """One source's values of a parameter: a number if it is the same everywhere, else pairs of filter and value."""
+        pairs = [pair for layer in sorted(self._layers, key=lambda key: key[1]) for pair in self._inside(layer, field)]
+        pairs += [(name, field.at("embed", None)) for name in self._embeddings]
+        rest = field.at("head", None)[source]
+        if all(row[source] == rest for _, row in pairs):
+            return rest
+        filtered: list[dict[str, str | float]] = [{"filter": part, "value": row[source]} for part, row in pairs]
+        return [*filtered, {"value": rest}]
+
+    def _inside(self, layer: tuple[str, int], field: Field) -> list[tuple[str, tuple[float, ...]]]:
+        prefix, index = layer
+        pairs: list[tuple[str, tuple[float, ...]]] = []
+        for module, tensors in self._layers[layer].items():
+            roles = {tensor.role for tensor in tensors}
+            if len(roles) == 1:
+                pairs.append((module, field.at(roles.pop(), index)))
+            else:
+                pairs += [(tensor.name, field.at(tensor.role, index)) for tensor in tensors]
+        return [(prefix, pairs[0][1])] if len({row for _, row in pairs}) == 1 else pairs

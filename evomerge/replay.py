@@ -1,0 +1,116 @@
+"""Proof that a run can be reproduced: its genomes from the seed, and single scores from the recorded recipes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.config import Experiment
+from evomerge.errors import StoreError
+from evomerge.launch import lineup_of, open_pool
+from evomerge.opening import Lineup
+from evomerge.outcome import Failed, ItemSet, Job
+from evomerge.reports import summarize
+from evomerge.runs import RunStore
+from evomerge.search import Search
+from evomerge.workers import WorkerInfo, WorkerSpec
+from evomerge.workers.candidate import MergeWorker
+
+__all__ = ["Rescored", "replay_genomes", "rescore"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rescored:
+    """A candidate scored once more.
+
+    Attributes:
+        phase: which of its results was repeated.
+        items: how many item values were compared.
+        differing: pairs of task and item whose value is not the recorded one.
+    """
+
+    candidate: int
+    phase: str
+    items: int
+    differing: tuple[tuple[str, int], ...]
+
+
+def _recorded_info(store: RunStore) -> WorkerInfo:
+    tasks = json.loads(store.meta("tasks") or "{}")
+    if not tasks:
+        raise StoreError(f"{store.folder}: nothing was evaluated yet, so there is nothing to replay")
+    return WorkerInfo(
+        sizes={task: entry["items"] for task, entry in tasks.items()},
+        digests={task: entry["digest"] for task, entry in tasks.items()},
+        device="",
+        dtype="",
+        versions={},
+        pool_digest=store.manifest["pool_digest"],
+    )
+
+
+def replay_genomes(folder: Path) -> int:
+    """Ask a fresh, equally seeded algorithm for every recorded generation and compare the genes.
+
+    Needs neither models nor torch.
+
+    Returns:
+        How many whole generations were reproduced.
+
+    Raises:
+        StoreError: no such run, or the genes differ.
+    """
+    with RunStore.read(folder) as store:
+        manifest = store.manifest
+        experiment = Experiment.model_validate(manifest["experiment"])
+        lineup = Lineup(
+            base="base",
+            experts=tuple(experiment.pool.experts),
+            layers=manifest["layers"],
+            dtype=manifest["dtype"],
+            digest=manifest["pool_digest"],
+        )
+        return Search(experiment, lineup, store=store, executor=None, info=_recorded_info(store)).replay()
+
+
+def rescore(folder: Path, choice: str) -> Rescored:
+    """Merge and score one candidate again, on the items of its record, and compare item by item.
+
+    Args:
+        folder: the run.
+        choice: `knee`, `best:OBJECTIVE` or a candidate's number.
+
+    Raises:
+        StoreError: no such run or candidate, no result to compare with, the candidate fails now, or the models changed.
+    """
+    with RunStore.read(folder) as store:
+        experiment = Experiment.model_validate(store.manifest["experiment"])
+        number = summarize(store).pick(choice)
+        result = store.result(number, "confirm") or store.result(number, "search")
+        recipe = next(candidate.recipe for candidate in store.candidates() if candidate.id == number)
+        expected = store.manifest["pool_digest"]
+    if result is None:
+        raise StoreError(f"{folder}: candidate {number} has no result to compare with")
+    digest = lineup_of(experiment, open_pool(experiment)).digest
+    if digest != expected:
+        raise StoreError(f"{folder}: the models have changed since this run (expected {expected}, got {digest})")
+    spec = WorkerSpec(
+        pool=experiment.pool, fitness=experiment.fitness, engine=experiment.engine, seed=experiment.seed, log=None
+    )
+    items = ItemSet.of({record.task: record.items for record in result.responses})
+    outcome = MergeWorker(spec).run(Job(candidate=number, phase=result.phase, recipe=recipe, items=items))
+    if isinstance(outcome, Failed):
+        raise StoreError(f"{folder}: candidate {number} fails now, at stage {outcome.stage}: {outcome.reason}")
+    differing = tuple(
+        (before.task, item)
+        for before, now in zip(result.responses, outcome.responses, strict=True)
+        for item, old, new in zip(before.items, before.values, now.values, strict=True)
+        if old != new
+    )
+    return Rescored(
+        candidate=number,
+        phase=result.phase,
+        items=sum(len(record.items) for record in result.responses),
+        differing=differing,
+    )

@@ -1,0 +1,126 @@
+"""`evomerge init`: a commented experiment file from a few paths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from evomerge.config import load_experiment
+from evomerge.errors import ConfigError, Fault, StoreError
+
+__all__ = ["starter", "task_names", "write_starter"]
+
+_TEMPLATE = """\
+# An evomerge experiment. Check it with `evomerge check {file}`, run it with `evomerge run {file}`.
+# Paths are relative to this file.
+version: 1
+name: {name}
+
+pool:                      # Hugging Face folders with safetensors; the experts are fine-tuned from the base
+  base: {base}
+  experts:
+{experts}
+
+space: {space}   # a file in search_spaces/, a path, or the mapping itself
+
+fitness:
+  tasks: {tasks}
+  objectives:              # each is the mean of a per-item metric; add `goal: min` where lower is better
+{objectives}
+  items:
+    search: 64             # items per task that score a candidate, drawn afresh each generation
+    confirm: 128           # items per task that only the final confirmation sees
+
+algorithm:
+  kind: {algorithm}
+  population: 20
+
+budget:
+  evaluations: {evaluations}         # candidates in all, anchors included
+
+seed: 0
+
+engine:
+  kind: transformers
+  device: auto             # a GPU if there is one
+  batch_size: 16
+
+executor:
+  kind: serial             # or: ray, with `workers: 2` and, on GPUs, `gpus: 1`
+"""
+
+
+def task_names(path: Path) -> list[str]:
+    """The lm-eval tasks that a YAML file, or the YAML files of a folder, define.
+
+    Raises:
+        ConfigError: nothing there, or no file that defines a task.
+    """
+    files = sorted(path.glob("**/*.yaml")) if path.is_dir() else [path]
+    names = []
+    for file in files:
+        try:
+            data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue
+        if isinstance(data, dict) and isinstance(data.get("task"), str):
+            names.append(data["task"])
+    if not names:
+        message = f"expected an lm-eval task YAML, or a folder of them, each with a `task:` name; none at {path}"
+        raise ConfigError("evomerge init", [Fault(path="--task", message=message)])
+    return names
+
+
+def _quoted(text: str) -> str:
+    """Text as a YAML scalar."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Sequence[Path]) -> str:
+    """The text of an experiment file.
+
+    Args:
+        file: where it will stand.
+        base: folder of the base model.
+        experts: folders of the experts, by name.
+        tasks: lm-eval task files or folders.
+
+    Raises:
+        ConfigError: a path without tasks.
+    """
+    names = [name for path in tasks for name in task_names(path)]
+    generations = 12
+    return _TEMPLATE.format(
+        file=file.name,
+        name=file.stem,
+        base=_quoted(str(base.resolve())),
+        experts="\n".join(f"    {_quoted(name)}: {_quoted(str(path.resolve()))}" for name, path in experts.items()),
+        space="task_arithmetic" if len(experts) > 1 else "slerp",
+        tasks=json.dumps([str(path.resolve()) for path in tasks], ensure_ascii=False),
+        objectives="\n".join(f"    - {{name: {_quoted(name)}, task: {_quoted(name)}}}" for name in names),
+        algorithm="nsga2" if len(names) > 1 else "cma",
+        evaluations=len(experts) + 2 + 20 * generations,
+    )
+
+
+def write_starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Sequence[Path]) -> None:
+    """Write an experiment file that `check` accepts.
+
+    Raises:
+        StoreError: the file exists.
+        ConfigError: what was given makes no valid experiment; the file is removed again.
+    """
+    text = starter(file, base, experts, tasks)
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be written ({error.strerror}); choose another name") from error
+    try:
+        load_experiment(str(file))
+    except ConfigError:
+        file.unlink()
+        raise

@@ -1,0 +1,36 @@
+"""Measured figures beside their targets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+__all__ = ["QUICK", "Row", "conclude"]
+
+QUICK = os.environ.get("QUICK", "") not in ("", "0")
+"""A run under a minute, on less data; its figures are weaker evidence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        met: whether the target was met; None where there is no target or nothing was measured.
+    """
+
+    name: str
+    target: str
+    measured: str
+    met: bool | None
+
+
+def conclude(title: str, rows: list[Row]) -> None:
+    """Print the table and exit: 0 if every target was met, else 1."""
+    print(f"\n{title}{' (QUICK)' if QUICK else ''}")
+    widths = [max(len(text) for text in column) for column in zip(*[(r.name, r.target, r.measured) for r in rows])]
+    for row in rows:
+        mark = {True: "met", False: "MISSED", None: "-"}[row.met]
+        print(f"  {row.name:{widths[0]}}  target {row.target:{widths[1]}}  measured {row.measured:{widths[2]}}  {mark}")
+    sys.exit(any(row.met is False for row in rows))
