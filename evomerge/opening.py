@@ -106,8 +106,12 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
         )
     store = RunStore.open(folder)
     try:
-        before = _fixed_part(store.manifest["experiment"]) | {"pool contents": store.manifest["pool_digest"]}
-        refuse_change(folder, before, _fixed_part(resolved) | {"pool contents": lineup.digest})
+        before = _fixed_part(store.manifest["experiment"]) | {
+            "model contents": store.manifest["pool_digest"],
+            "genes": store.manifest["genes"],
+        }
+        now = _fixed_part(resolved) | {"model contents": lineup.digest, "genes": [gene.name for gene in space.genes]}
+        refuse_change(folder, before, now)
         store.set_meta("budget", json.dumps(resolved["budget"]))
     except BaseException:
         store.close()

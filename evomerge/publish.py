@@ -60,8 +60,9 @@ def export(folder: Path, choice: str, out: Path | None) -> Path:
         DiskError: the disk refused a write; nothing is left behind.
     """
     require("torch", "merge")
-    from evomerge.merging import execute, lower
+    from evomerge.merging.executor import execute
     from evomerge.merging.export import export_checkpoint
+    from evomerge.merging.operators import lower
 
     with RunStore.read(folder) as store:
         summary = summarize(store)
@@ -70,14 +71,14 @@ def export(folder: Path, choice: str, out: Path | None) -> Path:
         pool = _pool_of(store, experiment)
         recipe = summary.entries[number].recipe
     target = out or folder / "export" / choice.replace(":", "-")
-    paths = {name: str(pool.folder(name)) for name in pool.names}
-    mergekit = to_mergekit(recipe, paths, pool.specs)
+    mergekit = to_mergekit(recipe, {name: str(pool.folder(name)) for name in pool.names}, pool.specs)
+    names = {name: pool.folder(name).name for name in pool.names}  # a card is for others: no path of this machine
     card = model_card(
         summary,
         number,
-        base_models=paths,
+        base_models=names,
         licences={name: licence for name in recipe.models if (licence := licence_of(pool.folder(name)))},
-        mergekit_yaml=mergekit,
+        mergekit_yaml=to_mergekit(recipe, names, pool.specs),
     )
     files = {"README.md": card, MERGEKIT_FILE: mergekit, "recipe.json": json.dumps(recipe.to_data(), indent=1) + "\n"}
     export_checkpoint(execute(lower(recipe, pool), pool), pool, target, dtype=recipe.dtype, extra_files=files)

@@ -20,7 +20,7 @@ from evomerge.opening import Lineup, anchors, flat, refuse_change, space_of
 from evomerge.outcome import Failed, ItemSet, Job, Outcome, Phase
 from evomerge.population import PopulationManager, build_algorithm
 from evomerge.recipe import Recipe
-from evomerge.runs import Candidate, RunStore
+from evomerge.runs import Candidate, Kind, RunStore
 from evomerge.spaces import Genome
 from evomerge.stopping import Stop
 from evomerge.workers import Executor, WorkerInfo
@@ -179,17 +179,20 @@ class Search:
         decoded = [(genome, self._space.decode(genome)) for genome in genomes]
         return self._register("search", generation, decoded)
 
-    def _register(self, kind: str, generation: int, decoded: Sequence[tuple[Genome | None, Recipe]]) -> list[Candidate]:
+    def _register(
+        self, kind: Kind, generation: int, decoded: Sequence[tuple[Genome | None, Recipe]]
+    ) -> list[Candidate]:
         """The recorded candidates of one generation, recorded first if they are new."""
         labels = list(anchors(self._lineup)) if kind == "anchor" else [""] * len(decoded)
-        candidates, new = [], []
+        candidates: list[Candidate] = []
+        new: list[Candidate] = []
         next_id = len(self._recorded)
         for slot, (genome, recipe) in enumerate(decoded):
             known = self._recorded.get((kind, generation, slot))
             if known is None:
                 known = Candidate(
                     id=next_id + len(new),
-                    kind=kind,  # type: ignore[arg-type]
+                    kind=kind,
                     label=labels[slot],
                     generation=generation,
                     slot=slot,

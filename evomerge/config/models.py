@@ -209,6 +209,13 @@ class FitnessConfig(_Config):
 
     @field_validator("objectives")
     @classmethod
+    def _not_mean(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
+        if any(objective.name == "mean" for objective in objectives):
+            raise ValueError("'mean' names the mean of all objectives; give this objective another name")
+        return objectives
+
+    @field_validator("objectives")
+    @classmethod
     def _distinct(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
         names = [objective.name for objective in objectives]
         if len(set(names)) != len(names):

@@ -21,6 +21,7 @@ from typing import Any
 
 from table import QUICK, Row, conclude
 
+from evomerge.fitness import MEAN
 from evomerge.reports import Summary, summarize
 from evomerge.runs import RunStore
 
@@ -51,12 +52,13 @@ def summary_of(folder: Path) -> Summary:
 def gains(folder: Path, seed: int) -> Row:
     """The knee against every parent, on confirmation items."""
     summary = summary_of(folder)
-    if summary.confirmation is None or summary.confirmation.knee is None:
+    if summary.confirmation is None:
         return Row(name=f"seed {seed}: gain over each parent", target="> 0", measured="nothing confirmed", met=False)
-    parents = {entry.label for entry in summary.parents}
-    gained = [g for g in summary.confirmation.gains if g.candidate == summary.confirmation.knee and g.anchor in parents]
-    means = {g.anchor: g.mean for g in gained if g.objective == "mean"}
-    worst = min(means.values(), key=lambda d: d.low)
+    knee, parents = summary.confirmation.knee, {entry.id for entry in summary.parents}
+    gained = [g for g in summary.confirmation.gains if g.candidate == knee and g.anchor in parents and g.of == MEAN]
+    if not gained:
+        return Row(name=f"seed {seed}: gain over each parent", target="> 0", measured="the knee is a parent", met=False)
+    worst = min((gain.measure for gain in gained), key=lambda measure: measure.low)
     text = f"least certain {worst.mean:+.3f} [{worst.low:+.3f}, {worst.high:+.3f}]"
     return Row(name=f"seed {seed}: knee over each parent, mean", target="low > 0", measured=text, met=worst.low > 0)
 

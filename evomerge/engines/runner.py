@@ -1,0 +1,288 @@
+"""Scores a live model on chosen items of lm-eval tasks.
+
+Everything that does not depend on the weights is done once: tasks, worked examples, prompts and tokens. A candidate
+then costs its forward passes and little else. Knows nothing of recipes, directions of objectives or statistics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from evomerge.config.faults import near
+from evomerge.engines.lm_tasks import BenchTask, load_tasks
+from evomerge.engines.loglikelihood import Batch, Pair, log_likelihoods, make_batches
+from evomerge.errors import TaskError
+from evomerge.outcome import Responses
+from evomerge.rng import derive_seed
+
+if TYPE_CHECKING:
+    from evomerge.config import FitnessConfig
+    from evomerge.engines.transformers_engine import TransformersEngine
+    from evomerge.outcome import ItemSet
+
+__all__ = ["EvalRunner", "check_items", "language_model", "number"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Item:
+    """One item, ready to be scored.
+
+    Attributes:
+        requests: lm-eval `Instance`s, in the order of their `idx`.
+        pairs: tokens of each request, if they are log-likelihood requests.
+    """
+
+    doc: Any
+    requests: tuple[Any, ...]
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Prepared:
+    """The requests of one item set, laid out for the model.
+
+    Attributes:
+        chosen: task name -> its items, in the order of their ids.
+        scored: log-likelihood requests, in the order of their pairs in `batches`.
+        others: all other requests, by lm-eval request type.
+    """
+
+    items: ItemSet
+    chosen: Mapping[str, Sequence[_Item]]
+    scored: Sequence[Any]
+    batches: tuple[Batch, ...]
+    others: Mapping[str, Sequence[Any]]
+
+
+def _digest(items: Sequence[_Item]) -> str:
+    """32 hexadecimal digits that change with any document, prompt or answer."""
+    content = [[item.doc, [request.args for request in item.requests]] for item in items]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@final
+class EvalRunner:
+    """Scores the engine's live model through requests that were built once.
+
+    Log-likelihood requests (lm-eval's `loglikelihood` and `multiple_choice` tasks) run in prebuilt batches; all other
+    kinds go through lm-eval's own `HFLM`.
+
+    Args:
+        engine: holds the live model.
+        fitness: tasks and objectives.
+        seed: run seed; picks worked examples and seeds any sampling, equally for every candidate.
+
+    Raises:
+        TaskError: every fault of every objective, together.
+    """
+
+    def __init__(self, engine: TransformersEngine, fitness: FitnessConfig, seed: int) -> None:
+        self._engine = engine
+        self._seed = seed
+        self._tasks = {task.name: task for task in load_tasks(fitness, seed)}
+        self._lm = language_model(engine, chat_template=fitness.chat_template)
+        self._items = {
+            name: _build_items(task, self._lm, chat_template=fitness.chat_template)
+            for name, task in self._tasks.items()
+        }
+        self._prepared: _Prepared | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """Number of items of every task."""
+        return {name: task.size for name, task in self._tasks.items()}
+
+    def digests(self) -> dict[str, str]:
+        """Content digest of every task: its documents and the prompts made of them, few-shot examples included."""
+        return {name: _digest(items) for name, items in self._items.items()}
+
+    def score(self, items: ItemSet) -> tuple[tuple[Responses, ...], dict[str, float]]:
+        """Score the live model.
+
+        Args:
+            items: chosen item ids; an id counts the task's documents from 0.
+
+        Returns:
+            Per-item outcomes, one record per (task, metric), sorted; and wall seconds: `forward` inside the model's
+            forward passes, `evaluate` for everything else.
+
+        Raises:
+            TaskError: an item that does not exist, or a metric value that is no finite number.
+            MergeError: the model computes NaN or infinity.
+        """
+        started, watch = time.perf_counter(), self._engine.watch
+        watch.restart()
+        prepared = self._prepare(items)
+        self._answer(prepared)
+        watch.check_finite()
+        responses = tuple(
+            r for name, ids in items.tasks for r in _responses(self._tasks[name], ids, prepared.chosen[name])
+        )
+        return responses, {"forward": watch.seconds, "evaluate": time.perf_counter() - started - watch.seconds}
+
+    def _prepare(self, items: ItemSet) -> _Prepared:
+        """Lay the requests out; all candidates of a generation share their items, so the last layout is kept."""
+        if self._prepared is None or self._prepared.items != items:
+            check_items(items, self.sizes())
+            chosen = {name: [self._items[name][i] for i in ids] for name, ids in items.tasks}
+            every = [item for selected in chosen.values() for item in selected]
+            others: dict[str, list[Any]] = defaultdict(list)
+            for request in (request for item in every if not item.pairs for request in item.requests):
+                others[request.request_type] += [request] * request.repeats
+            self._prepared = _Prepared(
+                items=items,
+                chosen=chosen,
+                scored=[request for item in every if item.pairs for request in item.requests],
+                batches=make_batches(
+                    [pair for item in every for pair in item.pairs],
+                    batch_size=self._engine.config.batch_size,
+                    max_length=self._lm.max_length,
+                    device=self._engine.device,
+                ),
+                others=others,
+            )
+        return self._prepared
+
+    def _answer(self, prepared: _Prepared) -> None:
+        """Put the model's answers into the requests."""
+        import torch
+
+        answers = log_likelihoods(self._engine.model, prepared.batches, len(prepared.scored))
+        for request, answer in zip(prepared.scored, answers, strict=True):
+            request.resps = [answer] * request.repeats
+        for kind, requests in prepared.others.items():
+            with torch.random.fork_rng(devices=_cuda_devices(self._engine.device)):
+                torch.manual_seed(derive_seed(self._seed, "generate", kind))
+                answers = getattr(self._lm, kind)(requests, disable_tqdm=True)
+            for request in requests:
+                request.resps = []
+            for request, answer in zip(requests, answers, strict=True):
+                request.resps.append(answer)
+
+
+def _cuda_devices(device: str) -> list[str]:
+    return [device] if device.startswith("cuda") else []
+
+
+def language_model(engine: TransformersEngine, *, chat_template: bool) -> Any:
+    """lm-eval's view of the live model.
+
+    The softmax runs in float32: in bfloat16 log-likelihoods have three digits, and different answers tie.
+
+    Raises:
+        TaskError: a chat template is wanted and the tokenizer has none.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    if chat_template and not engine.tokenizer.chat_template:
+        raise TaskError(
+            "fitness.chat_template: expected a tokenizer with a chat template; the base's has none; set it to false"
+        )
+    return HFLM(
+        pretrained=engine.model,
+        tokenizer=engine.tokenizer,
+        batch_size=engine.config.batch_size,
+        softmax_dtype="float32",
+    )
+
+
+def check_items(items: ItemSet, sizes: Mapping[str, int]) -> None:
+    """Whether the tasks hold such items.
+
+    Raises:
+        TaskError: an unknown task or an item id out of range.
+    """
+    for name, ids in items.tasks:
+        if name not in sizes:
+            raise TaskError(f"task {name!r}: unknown{near(name, sizes)}; this fitness uses {sorted(sizes)}")
+        if ids[-1] >= sizes[name]:
+            raise TaskError(f"task {name!r}: expected item ids from 0 to {sizes[name] - 1}; got {ids[-1]}")
+
+
+def _build_items(task: BenchTask, lm: Any, *, chat_template: bool) -> tuple[_Item, ...]:
+    """Every item of a task: prompts, worked examples, tokens."""
+    # samples and cache_requests stay off: together they mislabel items (lm-eval issue 4084)
+    task.task.build_all_requests(
+        apply_chat_template=chat_template, chat_template=lm.apply_chat_template if chat_template else None
+    )
+    requests = defaultdict(list)
+    for request in task.task.instances:
+        requests[request.doc_id].append(request)
+    items = []
+    for item in range(task.size):
+        mine = tuple(sorted(requests[item], key=lambda request: request.idx))
+        pairs = tuple(_pair(lm, request) for request in mine if request.request_type == "loglikelihood")
+        items.append(_Item(doc=mine[0].doc, requests=mine, pairs=pairs))
+    _check_lengths(task.name, items, lm.max_length)
+    return tuple(items)
+
+
+def _pair(lm: Any, request: Any) -> Pair:
+    """Tokens of a log-likelihood request, split as lm-eval splits them (`TemplateLM.loglikelihood`)."""
+    prompt, answer = request.args
+    if prompt:
+        prompt_ids, answer_ids = lm._encode_pair(prompt, answer)
+    else:
+        prompt_ids, answer_ids = [lm.prefix_token_id], lm.tok_encode(answer, add_special_tokens=False)
+        if answer_ids[:1] == prompt_ids:
+            answer_ids = answer_ids[1:]
+    return tuple(prompt_ids), tuple(answer_ids)
+
+
+def _check_lengths(name: str, items: Sequence[_Item], max_length: int) -> None:
+    """Refuse answers that cannot be scored; warn of prompts that lose their beginning."""
+    truncated = 0
+    for number_, item in enumerate(items):
+        for prompt, answer in item.pairs:
+            if not prompt or not 0 < len(answer) <= max_length:
+                raise TaskError(
+                    f"task {name!r}, item {number_}: expected a prompt and an answer of 1 to {max_length} tokens; got "
+                    f"{len(prompt)} and {len(answer)}; mend or remove the item"
+                )
+            truncated += len(prompt) + len(answer) > max_length + 1
+    if truncated:
+        _log.warning("task %r: %d requests exceed %d tokens and lose their beginning", name, truncated, max_length)
+
+
+def _responses(task: BenchTask, ids: Sequence[int], items: Sequence[_Item]) -> Iterator[Responses]:
+    """Filter the answers and let the task judge them."""
+    ensembles = {ensemble.name: ensemble for ensemble in task.task._filters}
+    judged = {}
+    for name in set(task.filters.values()):
+        ensembles[name].apply([request for item in items for request in item.requests])
+        judged[name] = [
+            task.task.process_results(item.doc, [request.filtered_resps[name] for request in item.requests])
+            for item in items
+        ]
+    for metric, name in task.filters.items():
+        values = tuple(number(task.name, metric, i, verdict) for i, verdict in zip(ids, judged[name], strict=True))
+        yield Responses(task=task.name, metric=metric, items=tuple(ids), values=values)
+
+
+def number(task: str, metric: str, item: int, verdict: Mapping[str, Any]) -> float:
+    """One metric of one item.
+
+    Raises:
+        TaskError: it is missing, not a number, NaN or infinite.
+    """
+    if metric not in verdict:
+        raise TaskError(f"task {task!r}, item {item}: expected metric {metric!r}; got {sorted(verdict)}")
+    try:
+        value = float(verdict[metric])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise TaskError(
+            f"task {task!r}, item {item}: expected {metric!r} to be a finite number; got {verdict[metric]!r}"
+        )
+    return value

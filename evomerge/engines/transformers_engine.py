@@ -1,0 +1,185 @@
+"""A live transformers model in this process; recipes are merged straight into its parameters.
+
+Nothing is written to disk. Knows nothing of tasks, items or scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, final
+
+from evomerge.engines.base import LoadStats, stay_offline
+from evomerge.errors import MergeError, PoolError
+
+if TYPE_CHECKING:
+    import torch
+
+    from evomerge.config import EngineConfig
+    from evomerge.merging.plan import MergePlan
+    from evomerge.merging.pool import ModelPool
+    from evomerge.recipe import Recipe
+
+__all__ = ["ForwardWatch", "TransformersEngine"]
+
+
+@final
+class ForwardWatch:
+    """Watches every forward pass of a model: how long it takes, and whether its output stays finite.
+
+    In a causal model each position attends to all before it, so a NaN anywhere reaches the last position; looking there
+    costs next to nothing.
+
+    Attributes:
+        seconds: wall time inside forward passes since the last restart.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._cuda = model.device.type == "cuda"
+        self._started = 0.0
+        self.restart()
+        model.register_forward_pre_hook(self._start)
+        model.register_forward_hook(self._stop)
+
+    def restart(self) -> None:
+        """Forget what was seen so far."""
+        self.seconds = 0.0
+        self._finite: Any = True
+
+    def check_finite(self) -> None:
+        """Judge the forward passes since the last restart.
+
+        Raises:
+            MergeError: one of them gave NaN or infinity.
+        """
+        if not self._finite:
+            raise MergeError(
+                "expected finite logits; got NaN or infinity: the merged weights overflow this dtype; narrow the "
+                "search range of the weights, or set engine.dtype to bfloat16 or float32"
+            )
+
+    def _now(self) -> float:
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _start(self, _model: Any, _inputs: Any) -> None:
+        self._started = self._now()
+
+    def _stop(self, _model: Any, _inputs: Any, output: Any) -> None:
+        # the largest logit is NaN if any is, and infinite if any is +inf; -inf alone is a legal mask
+        self._finite = self._finite & output.logits[:, -1].amax(-1).isfinite().all()
+        self.seconds += self._now() - self._started
+
+
+@final
+class TransformersEngine:
+    """A causal language model held in memory, whose weights every `load` sets anew.
+
+    Example:
+        >>> engine = TransformersEngine(pool, EngineConfig())  # doctest: +SKIP
+        >>> engine.load(recipe).rewritten_share  # doctest: +SKIP
+        1.0
+
+    Args:
+        pool: base and experts; the base gives architecture and tokenizer.
+        config: device, dtype, batch size and threads. The thread count holds for the whole process.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        tokenizer: the base's.
+        device, dtype: where the model lives and what it computes in, for example `cpu` and `bfloat16`.
+        watch: time and sanity of its forward passes.
+
+    Raises:
+        PoolError: transformers cannot build the model, or its parameters and the pool's tensors do not match.
+    """
+
+    def __init__(self, pool: ModelPool, config: EngineConfig) -> None:
+        stay_offline()
+        import torch
+
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.device = _device(config.device)
+        self.dtype: str = pool.dtype if config.dtype == "pool" else config.dtype
+        self.model, self.tokenizer = _build(pool, self.device, self.dtype)
+        self.watch = ForwardWatch(self.model)
+        self._pool = pool
+        self._parameters = _targets(self.model, pool)
+        self._plan: MergePlan | None = None
+
+    def load(self, recipe: Recipe) -> LoadStats:
+        """Overwrite the live parameters with the recipe's merge; only those whose plan differs from the last one.
+
+        The state afterwards depends on the recipe alone. A load that fails midway leaves a mixture, so the next one
+        rewrites everything.
+
+        Raises:
+            MergeError: the recipe could not be turned into weights.
+        """
+        from evomerge.merging.executor import execute_into
+        from evomerge.merging.operators import lower
+
+        started = time.perf_counter()
+        plan, previous = lower(recipe, self._pool), self._plan
+        names = plan.changed(previous)
+        self._plan = None
+        execute_into(plan, self._pool, self._parameters, only=names)
+        self._plan = plan
+        return LoadStats(seconds=time.perf_counter() - started, rewritten_share=self._share(names))
+
+    def _share(self, names: frozenset[str]) -> float:
+        total = sum(parameter.numel() for parameter in self._parameters.values())
+        return sum(self._parameters[name].numel() for name in names) / total
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _build(pool: ModelPool, device: str, dtype: str) -> tuple[Any, Any]:
+    """The base model and its tokenizer, ready to be overwritten."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = pool.folder(pool.base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise PoolError(
+            f"{folder}: expected a causal language model that the installed transformers knows, with its tokenizer; "
+            f"got {type(error).__name__}: {error}; models that bring their own code are not run"
+        ) from error
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _targets(model: Any, pool: ModelPool) -> Mapping[str, torch.Tensor]:
+    """The live parameter of every tensor in the pool.
+
+    Raises:
+        PoolError: a tensor without a parameter, a parameter without a tensor, or two different shapes.
+    """
+    live = dict(model.named_parameters(remove_duplicate=False))
+    specs = {spec.name: spec for spec in pool.specs}
+    faults = [f"tensor {name}: the model has no such parameter" for name in specs.keys() - live.keys()]
+    for name in specs.keys() & live.keys():
+        if tuple(live[name].shape) != specs[name].shape:
+            faults.append(f"tensor {name}: shape {list(specs[name].shape)}, but {list(live[name].shape)} in the model")
+    covered = {id(live[name]) for name in specs.keys() & live.keys()}  # tied parameters are one object
+    faults += [f"parameter {name}: no such tensor" for name in live if id(live[name]) not in covered]
+    if faults:
+        raise PoolError(
+            f"{pool.folder(pool.base)}: its weights do not fit the model that its config.json describes\n  "
+            + "\n  ".join(sorted(faults))
+        )
+    return {name: live[name].data for name in specs}

@@ -1,0 +1,18 @@
+"""Which items score a candidate, what the scores say about it, and what may honestly be claimed at the end."""
+
+from evomerge.fitness.estimate import Estimate, mean_estimate, scores
+from evomerge.fitness.honest import MEAN, ConfirmedFront, Difference, confirm_front, paired_difference
+from evomerge.fitness.items import ItemSplit, split_items
+
+__all__ = [
+    "MEAN",
+    "ConfirmedFront",
+    "Difference",
+    "Estimate",
+    "ItemSplit",
+    "confirm_front",
+    "mean_estimate",
+    "paired_difference",
+    "scores",
+    "split_items",
+]

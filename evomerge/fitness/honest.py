@@ -1,0 +1,176 @@
+"""What may be claimed at the end: finalists against anchors, item by item, on items that the search never saw.
+
+Many comparisons are made and the best is shown, so every interval is widened to hold together with the others of its
+kind (Bonferroni). Knows nothing of recipes or of how candidates were found.
+
+Legend: as in `estimate`; d = difference of two candidates' scores on one item.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evomerge.errors import TaskError
+from evomerge.fitness.estimate import Floats, Table, is_binary, quantile, raise_diagonal, scores, tables, weights
+from evomerge.pareto import knee, nondominated
+
+if TYPE_CHECKING:
+    from evomerge.config import ObjectiveConfig
+    from evomerge.outcome import Responses
+
+__all__ = ["MEAN", "ConfirmedFront", "Difference", "confirm_front", "paired_difference"]
+
+MEAN = "mean"
+"""Stands beside the objectives' names for their weighted mean."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How much better one candidate is than another; above 0 is better, whatever the goal.
+
+    Attributes:
+        mean: mean difference over the items.
+        low, high: its interval.
+        items: number of items that both answered.
+    """
+
+    mean: float
+    low: float
+    high: float
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmedFront:
+    """What the confirmation found.
+
+    Attributes:
+        members: candidates, anchors among them, that no other confirmed candidate dominates; sorted.
+        knee: the balanced member (see `evomerge.pareto.knee`).
+        best: for each objective, the member with the best score; the first of equals.
+        gains: candidate -> anchor label -> objective name or `MEAN` -> difference; for every candidate but the anchors.
+    """
+
+    members: tuple[int, ...]
+    knee: int
+    best: Mapping[str, int]
+    gains: Mapping[int, Mapping[str, Mapping[str, Difference]]]
+
+    def beaten(self, candidate: int) -> tuple[str, ...]:
+        """Labels of the anchors that a candidate beats in the mean of the objectives, interval above 0.
+
+        An anchor has no gains, so it beats nobody.
+        """
+        return tuple(label for label, gain in self.gains.get(candidate, {}).items() if gain[MEAN].low > 0)
+
+
+def paired_difference(
+    a: Sequence[Responses],
+    b: Sequence[Responses],
+    objectives: Sequence[ObjectiveConfig],
+    level: float,
+    comparisons: int = 1,
+) -> Difference:
+    """How much better a is than b in the weighted mean of some objectives, from the items that both answered.
+
+    A Student interval of the per-item differences. For right-or-wrong metrics it is computed as if two more items had
+    been seen, half an item for each way in which a and b can be right or wrong (Agresti and Min, 2005): without them,
+    small samples claim too much.
+
+    Args:
+        a: responses of one candidate.
+        b: responses of the other.
+        objectives: one or more; their weights count.
+        level: confidence, for example 0.95.
+        comparisons: how many intervals must hold together.
+
+    Raises:
+        TaskError: an objective without responses, or a task with fewer than 2 common items.
+    """
+    share = weights(objectives)
+    mean = centre = variance = 0.0
+    counts = []
+    for task, left, right in _paired(tables(a, objectives), tables(b, objectives)):
+        w, d = share[list(left.columns)], left.values - right.values
+        if len(d) < 2:
+            raise TaskError(f"task {task!r}: expected at least 2 items that both candidates answered; got {len(d)}")
+        middle, covariance = _moments(d)
+        mean += float(w @ d.mean(axis=0))
+        centre += float(w @ middle)
+        variance += float(w @ covariance @ w)
+        counts.append(len(d))
+    half = quantile(1.0 - (1.0 - level) / comparisons, min(counts) - 1) * math.sqrt(variance)
+    return Difference(mean=mean, low=min(mean, centre - half), high=max(mean, centre + half), items=sum(counts))
+
+
+def _paired(left: Iterator[Table], right: Iterator[Table]) -> Iterator[tuple[str, Table, Table]]:
+    """Both candidates' tables, task by task, on their common items."""
+    for a, b in zip(left, right, strict=True):
+        common = np.intersect1d(a.items, b.items, assume_unique=True)
+        yield a.task, a.only(common), b.only(common)
+
+
+def _moments(d: Floats) -> tuple[Floats, Floats]:
+    """Centre `[q]` and covariance `[q, q]` of the mean differences, with pseudo-items for right-or-wrong columns."""
+    count = len(d)
+    plain = np.atleast_2d(np.cov(d, rowvar=False)) / count
+    binary = is_binary(d)
+    middle = np.where(binary, d.sum(axis=0) / (count + 2.0), d.mean(axis=0))
+    guarded = np.where(binary, ((np.square(d).sum(axis=0) + 1.0) / (count + 2.0) - middle**2) / (count + 2.0), 0.0)
+    return middle, raise_diagonal(plain, guarded)
+
+
+def confirm_front(
+    finalists: Mapping[int, Sequence[Responses]],
+    anchors: Mapping[str, int],
+    objectives: Sequence[ObjectiveConfig],
+    level: float,
+) -> ConfirmedFront:
+    """The front by confirmed scores, and every finalist's gains over every anchor.
+
+    The intervals of one kind (those of the mean, or those of one objective) hold together at `level` over all pairs of
+    a finalist and an anchor, so the choice of a best finalist does not void them.
+
+    Args:
+        finalists: confirmation responses by candidate id, anchors included.
+        anchors: candidate id by label.
+        objectives: all objectives of the run.
+        level: confidence, for example 0.95.
+
+    Raises:
+        TaskError: responses that do not fit the objectives.
+    """
+    ids = sorted(finalists)
+    means = np.array([[estimate.mean for estimate in scores(finalists[i], objectives)] for i in ids])
+    front = nondominated(-means)
+    new = [i for i in ids if i not in set(anchors.values())]
+    comparisons = max(len(new) * len(anchors), 1)
+    return ConfirmedFront(
+        members=tuple(ids[row] for row in front),
+        knee=ids[front[knee(-means[front])]],
+        best={o.name: ids[front[int(np.argmax(means[front, j]))]] for j, o in enumerate(objectives)},
+        gains={
+            i: {
+                label: _gain(finalists[i], finalists[anchor], objectives, level, comparisons)
+                for label, anchor in anchors.items()
+            }
+            for i in new
+        },
+    )
+
+
+def _gain(
+    a: Sequence[Responses],
+    b: Sequence[Responses],
+    objectives: Sequence[ObjectiveConfig],
+    level: float,
+    comparisons: int,
+) -> dict[str, Difference]:
+    whole = paired_difference(a, b, objectives, level, comparisons)
+    each = {o.name: paired_difference(a, b, [o], level, comparisons) for o in objectives}
+    return {MEAN: whole, **each}

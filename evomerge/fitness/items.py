@@ -1,0 +1,94 @@
+"""Which items score a candidate: confirmation items are set aside first, the search draws from the rest.
+
+Knows nothing of what an item asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from evomerge.errors import TaskError
+from evomerge.outcome import ItemSet
+from evomerge.rng import stream
+
+if TYPE_CHECKING:
+    from evomerge.config import ItemsConfig
+
+__all__ = ["ItemSplit", "split_items"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ItemSplit:
+    """The items of every task in two parts that share none.
+
+    Attributes:
+        confirm: items that only the final confirmation uses.
+        pool: item ids that the search may use, by task, sorted.
+        size: items per task in one draw.
+        policy: `fresh` draws anew for each generation, `fixed` keeps the draw of generation 0.
+        seed: run seed.
+
+    Raises:
+        ValueError: the two parts share an item.
+    """
+
+    confirm: ItemSet
+    pool: Mapping[str, tuple[int, ...]]
+    size: int
+    policy: Literal["fresh", "fixed"]
+    seed: int
+
+    def __post_init__(self) -> None:
+        for task, ids in self.confirm.tasks:
+            if shared := set(ids).intersection(self.pool[task]):
+                raise ValueError(f"task {task!r}: items {sorted(shared)} both steer the search and confirm it")
+
+    def draw(self, generation: int) -> ItemSet:
+        """The items that score every candidate of one generation; the same on every call.
+
+        Args:
+            generation: counted from 0.
+        """
+        when = 0 if self.policy == "fixed" else generation
+        return ItemSet.of(
+            {
+                task: tuple(stream(self.seed, "draw", task, when).choice(ids, self.size, replace=False).tolist())
+                for task, ids in self.pool.items()
+            }
+        )
+
+
+def split_items(sizes: Mapping[str, int], items: ItemsConfig, seed: int) -> ItemSplit:
+    """Set confirmation items aside, at random and for good.
+
+    Example:
+        >>> from evomerge.config import ItemsConfig
+        >>> split = split_items({"math": 10}, ItemsConfig(search=3, confirm=4), seed=0)
+        >>> len(split.confirm), len(split.draw(0)), len(split.pool["math"])
+        (4, 3, 6)
+
+    Args:
+        sizes: number of items of every task.
+        items: how many the search and the confirmation need, per task.
+        seed: run seed.
+
+    Raises:
+        TaskError: every task that is too small.
+    """
+    needed = items.search + items.confirm
+    small = [f"task {task!r} has {size} items" for task, size in sorted(sizes.items()) if size < needed]
+    if small:
+        raise TaskError(
+            f"{'; '.join(small)}: expected at least {needed} in each, {items.search} to search and {items.confirm} "
+            "others to confirm; lower fitness.items.search or fitness.items.confirm, or add items"
+        )
+    order = {task: stream(seed, "split", task).permutation(size).tolist() for task, size in sizes.items()}
+    return ItemSplit(
+        confirm=ItemSet.of({task: tuple(ids[: items.confirm]) for task, ids in order.items()}),
+        pool={task: tuple(sorted(ids[items.confirm :])) for task, ids in order.items()},
+        size=items.search,
+        policy=items.draw,
+        seed=seed,
+    )

@@ -1,0 +1,239 @@
+"""One model on disk: a Hugging Face folder of safetensors, read lazily through memory maps.
+
+Headers are read by hand, so that a broken file is named before anything runs and nothing here needs torch until a
+tensor is asked for. Never unpickles. Knows nothing of other models, roles or merging.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from evomerge.errors import PoolError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DTYPES", "INDEX_FILE", "ITEM_BYTES", "SINGLE_FILE", "Checkpoint", "TensorInfo", "read_header", "read_json"]
+
+DTYPES: Mapping[str, str] = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Names of dtypes: safetensors' to torch's."""
+
+ITEM_BYTES: Mapping[str, int] = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+"""Bytes per element, by torch's name of the dtype."""
+
+_MAX_HEADER = 100_000_000
+"""Bytes; the limit that the safetensors format sets itself."""
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorInfo:
+    """One tensor in a file.
+
+    Attributes:
+        shape: as stored, row-major.
+        dtype: torch's name, for example `bfloat16`.
+        start, stop: its bytes in the file, `[start, stop)`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    start: int
+    stop: int
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file of a model.
+
+    Raises:
+        PoolError: it cannot be read, or holds no JSON object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PoolError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    except ValueError as error:
+        raise PoolError(f"{file}: expected JSON; got {error}; download or copy the file again") from error
+    if not isinstance(data, dict):
+        raise PoolError(f"{file}: expected a JSON object; got {type(data).__name__}; download or copy the file again")
+    return data
+
+
+def read_header(file: Path) -> tuple[TensorInfo, ...]:
+    """Every tensor of a safetensors file, in the order of its bytes.
+
+    The format: 8 bytes little-endian header length, the header as JSON, then the tensors' bytes without gaps.
+
+    Raises:
+        PoolError: the file is missing, truncated or garbled.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
+                raise _broken(file, f"a header of {length} bytes", f"{size} bytes in the whole file")
+            text = stream.read(length)
+    except OSError as error:
+        raise PoolError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    tensors = _parse_header(file, text)
+    end = tensors[-1].stop if tensors else 8 + length
+    if end != size:
+        raise _broken(file, f"{end} bytes, as its header says", f"{size} bytes")
+    return tensors
+
+
+def _parse_header(file: Path, text: bytes) -> tuple[TensorInfo, ...]:
+    origin = 8 + len(text)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        tensors = sorted((_info(file, origin, *entry) for entry in header.items()), key=lambda t: (t.start, t.stop))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _broken(file, "a safetensors header", f"{type(error).__name__}: {error}") from error
+    position = origin
+    for tensor in tensors:
+        if tensor.start != position:
+            raise _broken(file, f"tensor {tensor.name} at byte {position}", f"byte {tensor.start}")
+        position = tensor.stop
+    return tuple(tensors)
+
+
+def _info(file: Path, origin: int, name: str, entry: Mapping[str, Any]) -> TensorInfo:
+    shape, dtype = tuple(int(n) for n in entry["shape"]), DTYPES.get(entry["dtype"], str(entry["dtype"]))
+    start, stop = (origin + int(offset) for offset in entry["data_offsets"])
+    if min(shape, default=0) < 0 or stop < start:
+        raise ValueError(f"tensor {name} has shape {shape} and bytes {start} to {stop}")
+    expected = math.prod(shape) * ITEM_BYTES.get(dtype, 0)
+    if dtype in ITEM_BYTES and stop - start != expected:
+        raise ValueError(f"tensor {name} ({dtype} {list(shape)}) needs {expected} bytes and has {stop - start}")
+    return TensorInfo(name=name, shape=shape, dtype=dtype, file=file, start=start, stop=stop)
+
+
+def _broken(file: Path, expected: str, got: str) -> PoolError:
+    return PoolError(f"{file}: truncated or garbled; expected {expected}; got {got}; download or copy the file again")
+
+
+@final
+class Checkpoint:
+    """One Hugging Face model folder.
+
+    Tensors are memory-mapped: nothing is read until it is touched, and processes share one copy. A checkpoint pickles
+    as its headers; the maps are opened anew on the other side.
+
+    Attributes:
+        folder: the folder.
+        config: the content of `config.json`.
+        tensors: every stored tensor, by name, sorted.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+        self.folder = folder
+        self.config = config
+        self.tensors = tensors
+        self._maps: dict[Path, Any] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read the headers of a model.
+
+        Raises:
+            PoolError: a file is missing, truncated or garbled, or the weights are pickled.
+        """
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "nothing"
+            raise PoolError(f"{folder}: expected a folder with a model; got {found}; check the path")
+        config = read_json(folder / "config.json")
+        tensors = {tensor.name: tensor for file in _shards(folder) for tensor in read_header(file)}
+        if (folder / INDEX_FILE).exists():
+            _check_index(folder / INDEX_FILE, tensors)
+        return cls(folder, config, dict(sorted(tensors.items())))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the weights, sorted."""
+        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, memory-mapped, in its stored dtype; do not write to it.
+
+        Raises:
+            KeyError: no such tensor.
+        """
+        tensor: torch.Tensor = self._map(self.tensors[name].file).get_tensor(name)
+        return tensor
+
+    def _map(self, file: Path) -> Any:
+        if file not in self._maps:
+            from safetensors import safe_open
+
+            self._maps[file] = safe_open(file, framework="pt")
+        return self._maps[file]
+
+    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Mapping[str, Any], Mapping[str, TensorInfo]]]:
+        return Checkpoint, (self.folder, self.config, self.tensors)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weight files of a folder: what the index names, else the single file."""
+    if (folder / INDEX_FILE).exists():
+        return [folder / name for name in sorted(set(_weight_map(folder / INDEX_FILE).values()))]
+    if (folder / SINGLE_FILE).exists():
+        return [folder / SINGLE_FILE]
+    found = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".safetensors"})
+    raise PoolError(
+        f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; got {found or 'no weights'}; pickled weights are never "
+        "read: save the model again with save_pretrained, as safetensors"
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(name == Path(str(name)).name for name in weight_map.values()):
+        raise PoolError(
+            f"{index}: expected 'weight_map', tensor names to files of this folder; got {str(weight_map)[:60]}; "
+            "download or copy the file again"
+        )
+    return weight_map
+
+
+def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    for name, file in _weight_map(index).items():
+        if name not in tensors or tensors[name].file.name != file:
+            held = tensors[name].file.name if name in tensors else "no file"
+            raise PoolError(f"{index}: expected tensor {name} in {file}; got it in {held}; copy the model again")

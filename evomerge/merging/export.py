@@ -1,0 +1,201 @@
+"""Write merged weights as a Hugging Face folder that transformers loads as is.
+
+Weights stream straight into files whose headers are known beforehand, so that memory holds one tensor at a time. All is
+written in a hidden folder beside the target and renamed at the very end: whatever bears the target's name is complete.
+Knows nothing of how the weights came about.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import DiskError, MergeError, StoreError
+from evomerge.merging.checkpoint import DTYPES, INDEX_FILE, ITEM_BYTES, SINGLE_FILE, read_json
+from evomerge.merging.pool import ModelPool, TensorSpec
+from evomerge.merging.tokenizer import TOKENIZER_FILES
+from evomerge.recipe import OutputDtype
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["export_checkpoint"]
+
+_CODES: Mapping[str, str] = {name: code for code, name in DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Slot:
+    """Where one tensor goes: `shape` and `dtype` as written, `start` and `stop` in bytes after its file's header."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+    start: int
+    stop: int
+
+
+def export_checkpoint(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    pool: ModelPool,
+    out: Path,
+    *,
+    dtype: OutputDtype,
+    extra_files: Mapping[str, str] = {},
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a merged model: weights, the base's configuration, tokenizer and chat template, and files of the caller's.
+
+    Args:
+        tensors: every weight of the pool's `specs`, once each, in any order, on any device.
+        pool: the models that were merged.
+        out: the new folder; its parents are made as needed.
+        dtype: of the weights as written.
+        extra_files: texts by file name, for example a model card.
+        shard_bytes: most bytes of weights per file; a larger tensor gets a file of its own.
+
+    Raises:
+        StoreError: `out` exists.
+        MergeError: a tensor is missing, unknown, given twice or of another shape.
+        DiskError: the disk refused a write; nothing is left behind.
+    """
+    if out.exists():
+        raise StoreError(f"{out}: expected a folder that does not exist yet; choose another, or remove this one")
+    slots = _layout(pool, dtype, shard_bytes)
+    buffers = ((spec.name, pool.tensor(pool.base, spec.name)) for spec in pool.buffers)
+    with _complete_or_absent(out) as folder:
+        _write_weights(folder, slots, chain(buffers, tensors))
+        if len({slot.file for slot in slots}) > 1:
+            _write_text(folder / INDEX_FILE, _index(slots))
+        _write_text(folder / "config.json", _config(pool, dtype))
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (pool.folder(pool.base) / name).is_file():
+                shutil.copyfile(pool.folder(pool.base) / name, folder / name)
+        for name, text in extra_files.items():
+            _write_text(folder / name, text)
+
+
+@contextmanager
+def _complete_or_absent(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` if all goes well and vanishes if not."""
+    draft = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        _sync(*draft.iterdir(), draft)
+        draft.rename(out)
+        _sync(out.parent)
+    except OSError as error:
+        raise DiskError(
+            f"{out}: expected to write a model; got {error.strerror or error}; nothing was kept: "
+            "check free space and permissions, and try again"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(*paths: Path) -> None:
+    """Make sure that files, or a folder's list of names, survive a power cut."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _layout(pool: ModelPool, dtype: OutputDtype, shard_bytes: int) -> tuple[_Slot, ...]:
+    """Every tensor's place; wider dtypes first, so that each tensor is aligned to its element."""
+    wanted = [(spec, spec.dtype) for spec in pool.buffers] + [(spec, dtype) for spec in pool.specs]
+    wanted.sort(key=lambda pair: (-ITEM_BYTES[pair[1]], pair[0].name))
+    shards: list[list[tuple[TensorSpec, str, int]]] = [[]]
+    room = shard_bytes
+    for spec, stored in wanted:
+        size = _size(spec, stored)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append((spec, stored, shard_bytes - room))
+        room -= size
+    return tuple(
+        _Slot(
+            name=spec.name,
+            shape=spec.shape,
+            dtype=stored,
+            file=SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors",
+            start=start,
+            stop=start + _size(spec, stored),
+        )
+        for number, shard in enumerate(shards, 1)
+        for spec, stored, start in shard
+    )
+
+
+def _size(spec: TensorSpec, dtype: str) -> int:
+    return math.prod(spec.shape) * ITEM_BYTES[dtype]
+
+
+def _write_weights(folder: Path, slots: Sequence[_Slot], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    files: dict[str, list[_Slot]] = {}
+    for slot in slots:
+        files.setdefault(slot.file, []).append(slot)
+    pending = {slot.name: slot for slot in slots}
+    with ExitStack() as stack:
+        streams = {name: stack.enter_context((folder / name).open("wb")) for name in files}
+        origins = {name: streams[name].write(_header(held)) for name, held in files.items()}
+        for name, tensor in tensors:
+            if name not in pending:
+                raise MergeError(f"tensor {name}: expected each of the pool's tensors once; got another")
+            slot = pending.pop(name)
+            if slot.shape != tuple(tensor.shape):
+                raise MergeError(f"tensor {name}: expected shape {[*slot.shape]}; got {[*tensor.shape]}")
+            streams[slot.file].seek(origins[slot.file] + slot.start)
+            streams[slot.file].write(_bytes(tensor, slot.dtype))
+    if pending:
+        raise MergeError(f"expected every tensor of the pool; {len(pending)} never came: {sorted(pending)[:5]}")
+
+
+def _header(slots: Iterable[_Slot]) -> bytes:
+    """The head of a safetensors file: the JSON's length in 8 bytes, then the JSON, padded to a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for slot in slots:
+        span = [slot.start, slot.stop]
+        entries[slot.name] = {"dtype": _CODES[slot.dtype], "shape": [*slot.shape], "data_offsets": span}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
+    import torch
+
+    stored = tensor.detach().to(device="cpu", dtype=getattr(torch, dtype)).contiguous()
+    return stored.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _index(slots: Iterable[_Slot]) -> str:
+    held = {slot.name: slot for slot in slots}
+    total = sum(slot.stop - slot.start for slot in held.values())
+    weight_map = {name: held[name].file for name in sorted(held)}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+
+
+def _config(pool: ModelPool, dtype: OutputDtype) -> str:
+    config = read_json(pool.folder(pool.base) / "config.json")
+    # Versions of transformers call it either; all read the older name.
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    return json.dumps({**config, **dict.fromkeys(keys, dtype)}, indent=2) + "\n"
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")

@@ -1,0 +1,144 @@
+"""The arithmetic of plans: one block of one tensor at a time, in fp32, on scratch memory that is used again.
+
+Knows nothing of models, dtypes of results, or where results go.
+
+Legend: `n` elements of the block, `K` terms; scratch is fp32 of shape `[2 K + 4, n]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evomerge.merging import masks
+from evomerge.merging.plan import Delta, Drop, Linear, Term, Trim, Vote
+
+__all__ = ["Block", "Tally", "delta", "linear", "vote"]
+
+_ONE = torch.tensor(1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """A run of elements.
+
+    Attributes:
+        start: index of the first element in the flattened tensor.
+        inputs: stored values by source, each `[n]`, of any float dtype.
+        scratch: memory to compute in.
+    """
+
+    start: int
+    inputs: Mapping[str, torch.Tensor]
+    scratch: torch.Tensor
+
+
+@dataclass(slots=True)
+class Tally:
+    """What an election over a whole tensor came to, added up over its blocks.
+
+    Attributes:
+        majority: elements that elected + minus elements that elected -.
+        cancelled: somewhere, ballots that were not zero cancelled exactly.
+    """
+
+    majority: float = 0.0
+    cancelled: bool = False
+
+
+def linear(kernel: Linear, block: Block) -> torch.Tensor:
+    """One block of a `Linear`, in scratch memory."""
+    total = block.scratch[0].zero_()
+    for term in kernel.terms:
+        total.add_(block.inputs[term.source], alpha=term.weight)
+    return total if kernel.divisor == 1 else total.div_(kernel.divisor)
+
+
+def delta(kernel: Delta, block: Block) -> torch.Tensor:
+    """One block of a `Delta`, in scratch memory."""
+    base, total, other = block.scratch[:3]
+    base.copy_(block.inputs[kernel.base])
+    _ballot(kernel.terms[0], block, base, total)
+    for term in kernel.terms[1:]:
+        total.add_(_ballot(term, block, base, other))
+    if kernel.divisor != 1:
+        total.div_(kernel.divisor)
+    return _shifted(base, total, kernel.scale)
+
+
+def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None = None) -> torch.Tensor:
+    """One block of a `Vote`, in scratch memory.
+
+    Args:
+        kernel: what to compute.
+        block: of which elements.
+        zero_sign: what is elected where the ballots cancel, 1 or -1.
+        tally: what the election came to is added here.
+    """
+    count = len(kernel.terms)
+    base, total, signs, divisor = block.scratch[:4]
+    ballots, spare = block.scratch[4 : 4 + count], block.scratch[4 + count : 4 + 2 * count]
+    base.copy_(block.inputs[kernel.base])
+    for term, ballot in zip(kernel.terms, ballots, strict=True):
+        _ballot(term, block, base, ballot)
+    _fold(ballots, total)
+    _signs(total, zero_sign, signs)
+    ballots.mul_(signs).relu_()  # what agrees with the election, as magnitudes; the rest is zero
+    if tally is not None:
+        tally.majority += float(total.sign().sum())
+        tally.cancelled |= bool(torch.mv(ballots, torch.eq(total, 0, out=divisor)).any())
+    if any(kernel.shares):
+        torch.sign(ballots, out=spare).mul_(_column(kernel.shares))
+        _fold(spare, divisor)
+        divisor.add_(torch.eq(divisor, 0, out=total))
+    if any(gain != 1 for gain in kernel.gains):
+        ballots.mul_(_column(kernel.gains))
+    _fold(ballots, total)
+    if any(kernel.shares):
+        total.div_(divisor)
+    return _shifted(base, total.mul_(signs), kernel.scale)
+
+
+def _ballot(term: Term, block: Block, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`weight * keep(theta - base)`. Multiplied on its own, not fused into the sum: elections depend on it."""
+    torch.sub(block.inputs[term.source], base, out=out)
+    match term.keep:
+        case Trim():
+            _trim(term.keep, block.start, out)
+        case Drop():
+            out.mul_(masks.keep(term.keep.seed, term.keep.density, block.start, len(out)))
+    return out if term.weight == 1 else out.mul_(term.weight)
+
+
+def _trim(trim: Trim, start: int, values: torch.Tensor) -> None:
+    """Zero what lies below the threshold, and what equals it beyond the last tie."""
+    ties = min(max(trim.last_tie + 1 - start, 0), len(values))
+    below = float(np.nextafter(np.float32(trim.threshold), np.float32(0)))
+    for part, largest_zeroed in ((values[:ties], below), (values[ties:], trim.threshold)):
+        if len(part):
+            torch.ops.aten.hardshrink.out(part, largest_zeroed, out=part)
+
+
+def _signs(total: torch.Tensor, zero_sign: int, out: torch.Tensor) -> None:
+    """Signs of fp32 sums: exact cancellation gives +0, so copying the sign bit elects +."""
+    torch.copysign(_ONE, total, out=out)
+    if zero_sign < 0:
+        out[total == 0] = -1.0
+
+
+def _fold(rows: torch.Tensor, out: torch.Tensor) -> None:
+    """Sum of `[K, n]` over K >= 2, strictly in order."""
+    torch.add(rows[0], rows[1], out=out)
+    for row in rows[2:]:
+        out.add_(row)
+
+
+def _shifted(base: torch.Tensor, change: torch.Tensor, scale: float) -> torch.Tensor:
+    return (change if scale == 1 else change.mul_(scale)).add_(base)
+
+
+def _column(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).unsqueeze(1)

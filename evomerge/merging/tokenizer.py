@@ -1,0 +1,174 @@
+"""Whether two models read and write text alike: their tokenizers and chat templates, compared by content.
+
+Compares what the files mean, not their bytes: versions of the libraries order and spell the same tokenizer differently.
+Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.merging.checkpoint import read_json
+
+__all__ = ["TOKENIZER_FILES", "shorten", "tokenizer_faults"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What a tokenizer may consist of."""
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token")
+"""The padding token is left out: training scripts set it at will and a model never reads it."""
+
+_FLAGS = ("add_bos_token", "add_eos_token")
+
+_REMEDY = "the merged model uses the base's: train from it, or, if the two mean the same, copy the base's file over"
+
+
+def tokenizer_faults(base: Path, model: Path) -> list[str]:
+    """Every difference between the tokenizers of two model folders.
+
+    A chat template may be missing in one of them, but not differ.
+
+    Raises:
+        PoolError: a tokenizer file that is no JSON.
+    """
+    faults = [*_vocabulary_faults(base, model), *_setting_faults(base, model)]
+    mine, theirs = _chat_template(base), _chat_template(model)
+    if mine is not None and theirs is not None and mine != theirs:
+        faults.append(_difference("chat template", {"text": mine}, {"text": theirs}))
+    return faults
+
+
+def shorten(value: Any, width: int = 60) -> str:
+    """A value as JSON, cut to a width."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _vocabulary_faults(base: Path, model: Path) -> list[str]:
+    """Differences in the first vocabulary file that both have."""
+    common = [file for file in _READERS if (base / file).is_file() and (model / file).is_file()]
+    if common:
+        file = common[0]
+        mine, theirs = _READERS[file](base), _READERS[file](model)
+        parts = [part for part in mine if mine[part] != theirs.get(part)]
+        return [_difference(f"{file} {part}", mine[part], theirs.get(part, {})) for part in parts]
+    held = [[file for file in _READERS if (folder / file).is_file()] for folder in (base, model)]
+    if held == [[], []]:
+        return []
+    return [f"tokenizer: expected {shorten(held[0])} as in the base; got {shorten(held[1])}; {_REMEDY}"]
+
+
+def _setting_faults(base: Path, model: Path) -> list[str]:
+    """Differences in special tokens, if both models name theirs."""
+    mine, theirs = _settings(base), _settings(model)
+    if not mine or not theirs:
+        return []
+    keys = [key for key in _SPECIAL if mine.get(key) != theirs.get(key)]
+    keys += [key for key in _FLAGS if mine.get(key, theirs.get(key)) != theirs.get(key, mine.get(key))]
+    return [
+        f"tokenizer_config.json {key}: expected {shorten(mine.get(key))} as in the base; "
+        f"got {shorten(theirs.get(key))}; {_REMEDY}"
+        for key in keys
+    ]
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / file).is_file():
+            settings |= read_json(folder / file)
+    return {key: _token_text(value) for key, value in settings.items()}
+
+
+def _token_text(token: Any) -> Any:
+    """A token, whether it is written as its text or as an object with flags."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _chat_template(folder: Path) -> Any:
+    """The default chat template, wherever this version keeps it; None if there is none."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / file).is_file() and (template := read_json(folder / file).get("chat_template")):
+            return template
+    return None
+
+
+def _difference(what: str, base: Mapping[Any, Any], model: Mapping[Any, Any]) -> str:
+    keys = [key for key in {**base, **model} if base.get(key) != model.get(key)]
+    mine, theirs = _first_difference(base.get(keys[0]), model.get(keys[0]))
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    return f"{what}: {shorten(keys[0])}: expected {mine} as in the base; got {theirs}{more}; {_REMEDY}"
+
+
+def _first_difference(base: Any, model: Any) -> tuple[str, str]:
+    """Both values; of two long texts, the places where they part."""
+    if not isinstance(base, str) or not isinstance(model, str):
+        return shorten(base), shorten(model)
+    place = next((i for i, (a, b) in enumerate(zip(base, model, strict=False)) if a != b), min(len(base), len(model)))
+    start = max(0, place - 20)
+    return shorten(base[start:]), shorten(model[start:])
+
+
+def _read_tokenizer_json(folder: Path) -> dict[str, dict[Any, Any]]:
+    data = read_json(folder / "tokenizer.json")
+    model = data.get("model") or {}
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+    return {
+        "type": {"model": model.get("type")},
+        "vocabulary": _vocabulary(model.get("vocab") or {}),
+        "merges": dict(enumerate(merges)),
+        "added tokens": {token["id"]: token["content"] for token in data.get("added_tokens") or []},
+        "normalization": {key: data.get(key) for key in ("normalizer", "pre_tokenizer")},
+    }
+
+
+def _vocabulary(vocab: Mapping[str, int] | list[Any]) -> dict[Any, Any]:
+    """Token to id; for unigram models, id to token and its log probability."""
+    return dict(vocab) if isinstance(vocab, Mapping) else dict(enumerate(vocab))
+
+
+def _read_vocab_json(folder: Path) -> dict[str, dict[Any, Any]]:
+    merges = folder / "merges.txt"
+    lines = merges.read_text(encoding="utf-8").splitlines() if merges.is_file() else []
+    rules = [line for line in lines if line and not line.startswith("#version")]
+    return {"vocabulary": read_json(folder / "vocab.json"), "merges": dict(enumerate(rules))}
+
+
+def _read_vocab_txt(folder: Path) -> dict[str, dict[Any, Any]]:
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    return {"vocabulary": dict(enumerate(lines))}
+
+
+def _read_binary(file: str) -> Callable[[Path], dict[str, dict[Any, Any]]]:
+    def read(folder: Path) -> dict[str, dict[Any, Any]]:
+        return {"content": {"digest": hashlib.blake2b((folder / file).read_bytes(), digest_size=8).hexdigest()}}
+
+    return read
+
+
+_READERS: Mapping[str, Callable[[Path], dict[str, dict[Any, Any]]]] = {
+    "tokenizer.json": _read_tokenizer_json,
+    "tokenizer.model": _read_binary("tokenizer.model"),
+    "spiece.model": _read_binary("spiece.model"),
+    "vocab.json": _read_vocab_json,
+    "vocab.txt": _read_vocab_txt,
+}
+"""How to read each kind of vocabulary, the most telling first."""

@@ -1,0 +1,117 @@
+"""`PopulationManager`: scores in, genomes out; the one place where a score becomes a cost and a failure a number.
+
+Scores are higher-better, costs lower-better. Knows nothing of why a candidate failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+from evomerge.population.base import Algorithm, Evaluation
+from evomerge.spaces import Genome
+
+__all__ = ["PopulationManager"]
+
+Scores = tuple[float, ...]
+
+_MARGIN = 1.0
+"""How much worse than the worst score seen a failed candidate counts, in units of each objective."""
+
+_WORST_UNSEEN = 1e9
+"""Cost of a failed candidate in each objective while nothing was ever scored."""
+
+
+@final
+class PopulationManager:
+    """Drives an algorithm with the results of a run.
+
+    Example:
+        ::
+
+            manager = PopulationManager(algorithm, objectives=2)
+            manager.anchors([(0.4, 0.9), (0.8, 0.3)])
+            genomes = manager.ask()
+            manager.tell([(0.6, 0.7), None, ...])  # None: the candidate failed
+
+    A failed candidate is told to the algorithm as worse, in every objective, than the worst candidate or anchor scored
+    so far in the run, its own generation included: by 1.0, a finite number. While nothing was scored it costs 1e9. The
+    answer never holds a genome that failed.
+
+    Args:
+        algorithm: what proposes the genomes.
+        objectives: number of scores per candidate.
+    """
+
+    def __init__(self, algorithm: Algorithm, objectives: int) -> None:
+        self._algorithm = algorithm
+        self._objectives = objectives
+        self._worst: Scores | None = None
+        self._asked: tuple[Genome, ...] = ()
+        self._failed: set[Genome] = set()
+        self._generation = 0
+
+    @property
+    def population(self) -> int:
+        """Genomes per generation."""
+        return self._algorithm.population
+
+    @property
+    def generation(self) -> int:
+        """How many generations were told."""
+        return self._generation
+
+    def ask(self) -> tuple[Genome, ...]:
+        """The next generation.
+
+        Raises:
+            RuntimeError: the last generation was not told yet.
+        """
+        self._asked = self._algorithm.ask()
+        return self._asked
+
+    def anchors(self, scores: Sequence[Scores | None]) -> None:
+        """Scores of candidates that the algorithm did not propose; they only teach what a bad score is.
+
+        Raises:
+            ValueError: another number of objectives, or a score that is not finite.
+        """
+        self._observe(scores)
+
+    def tell(self, scores: Sequence[Scores | None]) -> None:
+        """Scores of the generation that was asked, in the order asked; None for a candidate that failed.
+
+        Raises:
+            RuntimeError: nothing was asked.
+            ValueError: another number of candidates or objectives, or a score that is not finite.
+        """
+        if not self._asked:
+            raise RuntimeError("tell() was called without ask(); ask() for a generation first")
+        if len(scores) != len(self._asked):
+            raise ValueError(f"expected the scores of {len(self._asked)} candidates, as asked; got {len(scores)}")
+        told = list(zip(self._asked, scores, strict=True))
+        self._observe(scores)
+        self._algorithm.tell([Evaluation(genome=genome, costs=self._costs(score)) for genome, score in told])
+        self._failed |= {genome for genome, score in told if score is None}
+        self._asked = ()
+        self._generation += 1
+
+    def answer(self) -> tuple[Genome, ...]:
+        """What to confirm if the search ended now, best first; without genomes that failed."""
+        return tuple(genome for genome in self._algorithm.answer() if genome not in self._failed)
+
+    def _observe(self, scores: Sequence[Scores | None]) -> None:
+        scored = [score for score in scores if score is not None]
+        if wrong := [s for s in scored if len(s) != self._objectives or not all(map(math.isfinite, s))]:
+            raise ValueError(f"expected {self._objectives} finite scores, one per objective; got {wrong[0]}")
+        seen = scored if self._worst is None else [self._worst, *scored]
+        if seen:
+            self._worst = tuple(min(column) for column in zip(*seen, strict=True))
+
+    def _costs(self, score: Scores | None) -> tuple[float, ...]:
+        if score is not None:
+            return tuple(-value for value in score)
+        if self._worst is None:
+            return (_WORST_UNSEEN,) * self._objectives
+        return tuple(_MARGIN - value for value in self._worst)

@@ -1,0 +1,45 @@
+"""Uniform random search, the reference that every other algorithm must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from evomerge.pareto import shortlist
+from evomerge.population.base import Algorithm, Evaluation
+from evomerge.rng import stream
+from evomerge.spaces import Genome
+
+__all__ = ["RandomSearch"]
+
+
+@final
+class RandomSearch(Algorithm):
+    """Independent uniform genomes; each generation has a random stream of its own.
+
+    Answers with the non-dominated genomes of all that were told.
+
+    Args:
+        genes: number of coordinates.
+        population: genomes per generation.
+        seed: seed of the run.
+    """
+
+    def __init__(self, *, genes: int, population: int, seed: int) -> None:
+        self.population = population
+        self._genes = genes
+        self._seed = seed
+        self._generation = 0
+        self._told: list[Evaluation] = []
+
+    def answer(self) -> tuple[Genome, ...]:
+        """See `Algorithm.answer`."""
+        return tuple(self._told[i].genome for i in shortlist([evaluation.costs for evaluation in self._told]))
+
+    def _propose(self) -> tuple[Genome, ...]:
+        rows = stream(self._seed, "random search", self._generation).random((self.population, self._genes))
+        return tuple(Genome(tuple(row)) for row in rows)
+
+    def _learn(self, evaluations: Sequence[Evaluation]) -> None:
+        self._told.extend(evaluations)
+        self._generation += 1

@@ -1,0 +1,21 @@
+"""Reports: what a run amounts to, as a summary, on the terminal, in HTML, as PNG and as a model card."""
+
+from evomerge.reports.html import write_report
+from evomerge.reports.model_card import model_card
+from evomerge.reports.png import write_png
+from evomerge.reports.summarize import summarize
+from evomerge.reports.summary import Summary
+from evomerge.reports.terminal import print_status, print_verdict
+from evomerge.reports.words import Verdict, verdict
+
+__all__ = [
+    "Summary",
+    "Verdict",
+    "model_card",
+    "print_status",
+    "print_verdict",
+    "summarize",
+    "verdict",
+    "write_png",
+    "write_report",
+]

@@ -1,0 +1,206 @@
+"""From a run folder to a `Summary`. Reads, estimates and compares; writes nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evomerge.config import Experiment
+from evomerge.fitness import Estimate, confirm_front, mean_estimate, scores
+from evomerge.pareto import hypervolume, knee, nondominated
+from evomerge.reports.summary import (
+    Confirmation,
+    Cost,
+    Entry,
+    Failure,
+    Gain,
+    History,
+    Measure,
+    Objective,
+    Scores,
+    Summary,
+)
+from evomerge.reports.words import describe, one_line
+from evomerge.runs import holder
+
+if TYPE_CHECKING:
+    from evomerge.config.models import ObjectiveConfig
+    from evomerge.outcome import Responses
+    from evomerge.runs import Candidate, Result, RunStore
+
+__all__ = ["summarize"]
+
+_MARGIN = 0.1
+"""The hypervolume's reference lies this share of the anchors' range behind the worst anchor."""
+
+
+def summarize(store: RunStore) -> Summary:
+    """What the run amounts to so far.
+
+    Nothing is claimed for a run that has not finished: its summary holds estimates and no confirmation. Texts that came
+    from outside (model names, reasons of failures) are put on one line and freed of control characters.
+
+    Raises:
+        StoreError: the run folder cannot be read.
+        TaskError: results that do not belong to the objectives.
+    """
+    experiment = Experiment.model_validate(store.manifest["experiment"])
+    objectives = tuple(_objective(o) for o in experiment.fitness.objectives)
+    searched, confirmed = store.results("search"), store.results("confirm")
+    entries = _entries(store.candidates(), searched, confirmed, experiment)
+    costs = {
+        result.candidate: [o.cost(m.mean) for o, m in zip(objectives, estimated.each, strict=True)]
+        for result in searched
+        if (estimated := entries[result.candidate].estimated) is not None
+    }
+    front = tuple(sorted(list(costs)[index] for index in nondominated([*costs.values()])))
+    finished = store.meta("state") == "finished"
+    return Summary(
+        name=experiment.name,
+        folder=str(store.folder),
+        state=_state(store),
+        created_at=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(store.manifest["created_at"])),
+        seed=experiment.seed,
+        level=experiment.fitness.confirm.level,
+        objectives=objectives,
+        entries=entries,
+        front=front,
+        knee=list(costs)[knee([*costs.values()])] if costs else None,
+        best={o.name: min(costs, key=lambda c: costs[c][k]) for k, o in enumerate(objectives)} if costs else {},
+        confirmation=_confirmation(entries, confirmed, experiment) if finished else None,
+        history=_history(entries, costs, objectives),
+        failures=tuple(
+            Failure(candidate=f.candidate, phase=f.phase, stage=f.stage, reason=one_line(f.reason))
+            for f in store.failures()
+        ),
+        cost=_cost(store, experiment, searched, confirmed),
+        versions={**store.manifest["versions"], **_noted(store, "versions")},
+        experiment=store.manifest["experiment"],
+    )
+
+
+def _noted(store: RunStore, key: str) -> dict[str, Any]:
+    noted: dict[str, Any] = json.loads(store.meta(key) or "{}")
+    return noted
+
+
+def _state(store: RunStore) -> str:
+    """What the run itself noted, unless its driver is gone without a word."""
+    state = store.meta("state") or "stopped"
+    return "stopped" if state == "running" and holder(store.folder) is None else state
+
+
+def _objective(config: ObjectiveConfig) -> Objective:
+    return Objective(
+        name=one_line(config.name),
+        task=one_line(config.task),
+        metric=one_line(config.metric),
+        goal=config.goal,
+        weight=config.weight,
+    )
+
+
+def _entries(
+    candidates: Iterable[Candidate], searched: Iterable[Result], confirmed: Iterable[Result], experiment: Experiment
+) -> dict[int, Entry]:
+    estimates = {result.candidate: _scores(result.responses, experiment) for result in searched}
+    confirmations = {result.candidate: _scores(result.responses, experiment) for result in confirmed}
+    return {
+        candidate.id: Entry(
+            id=candidate.id,
+            name=one_line(candidate.label) or f"#{candidate.id}",
+            kind=candidate.kind,
+            generation=candidate.generation,
+            recipe=candidate.recipe,
+            description=one_line(describe(candidate.recipe)),
+            estimated=estimates.get(candidate.id),
+            confirmed=confirmations.get(candidate.id),
+        )
+        for candidate in candidates
+    }
+
+
+def _scores(responses: tuple[Responses, ...], experiment: Experiment) -> Scores:
+    objectives, level = experiment.fitness.objectives, experiment.fitness.confirm.level
+    estimates = zip(objectives, scores(responses, objectives), strict=True)
+    return Scores(
+        mean=_measure(mean_estimate(responses, objectives), level),
+        each=tuple(_measure(estimate, level, minimized=o.goal == "min") for o, estimate in estimates),
+    )
+
+
+def _measure(estimate: Estimate, level: float, *, minimized: bool = False) -> Measure:
+    """Estimates are scores, higher is better; a minimized metric gets its own direction back here."""
+    low, high = estimate.interval(level)
+    if minimized:
+        return Measure(mean=-estimate.mean, low=-high, high=-low, items=estimate.items)
+    return Measure(mean=estimate.mean, low=low, high=high, items=estimate.items)
+
+
+def _confirmation(
+    entries: Mapping[int, Entry], confirmed: Sequence[Result], experiment: Experiment
+) -> Confirmation | None:
+    scored = {result.candidate: result.responses for result in confirmed}
+    anchors = {entry.name: entry.id for entry in entries.values() if entry.kind == "anchor" and entry.id in scored}
+    if len(scored) == len(anchors):
+        return None
+    found = confirm_front(scored, anchors, experiment.fitness.objectives, experiment.fitness.confirm.level)
+    return Confirmation(
+        front=tuple(found.members),
+        knee=found.knee,
+        best=dict(found.best),
+        gains=tuple(
+            Gain(
+                candidate=candidate,
+                anchor=anchors[label],
+                of=of,
+                measure=Measure(mean=d.mean, low=d.low, high=d.high, items=d.items),
+            )
+            for candidate, over in found.gains.items()
+            for label, differences in over.items()
+            for of, d in differences.items()
+        ),
+    )
+
+
+def _history(
+    entries: Mapping[int, Entry], costs: Mapping[int, Sequence[float]], objectives: Sequence[Objective]
+) -> History | None:
+    anchors = [cost for candidate, cost in costs.items() if entries[candidate].kind == "anchor"]
+    if not anchors:
+        return None
+    corner = [_behind(column) for column in zip(*anchors, strict=True)]
+    front: list[Sequence[float]] = []
+    volumes: list[float] = []
+    for cost in costs.values():  # in order of completion
+        candidates = [*front, cost]
+        front = [candidates[index] for index in nondominated(candidates)]
+        volumes.append(hypervolume(front, corner))
+    reference = tuple(o.cost(value) for o, value in zip(objectives, corner, strict=True))  # cost() undoes itself
+    return History(reference=reference, hypervolume=tuple(volumes))
+
+
+def _behind(costs: Sequence[float]) -> float:
+    """A cost worse than all of these."""
+    worst, best = max(costs), min(costs)
+    return worst + _MARGIN * (worst - best or abs(worst) or 1.0)
+
+
+def _cost(store: RunStore, experiment: Experiment, searched: Sequence[Result], confirmed: Sequence[Result]) -> Cost:
+    computed = [result for result in (*searched, *confirmed) if result.cached_from is None]
+    seconds: Counter[str] = Counter()
+    for result in computed:
+        seconds.update(result.seconds)
+    return Cost(
+        seconds=dict(seconds),
+        wall_seconds=_noted(store, "driver").get("wall_seconds", 0.0),
+        evaluations=len(searched),
+        budget=_noted(store, "budget").get("evaluations", experiment.budget.evaluations),
+        copied=len(searched) + len(confirmed) - len(computed),
+        confirmations=len(confirmed),
+        items=sum(len(items) for result in computed for items in {r.task: r.items for r in result.responses}.values()),
+        attempts=dict(Counter(attempt.status for attempt in store.attempts())),
+    )

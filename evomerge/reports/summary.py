@@ -1,0 +1,290 @@
+"""`Summary`: what a run amounts to, as plain frozen data.
+
+Every report is a pure function of a summary. Knows nothing of run folders, files, HTML or terminals.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from evomerge.errors import StoreError
+from evomerge.recipe import Recipe
+
+__all__ = [
+    "Confirmation",
+    "Cost",
+    "Entry",
+    "Failure",
+    "Gain",
+    "History",
+    "Measure",
+    "Objective",
+    "Scores",
+    "Summary",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """One axis of the front: a metric of a task; `goal` says which way is better."""
+
+    name: str
+    task: str
+    metric: str
+    goal: Literal["max", "min"]
+    weight: float
+
+    def cost(self, value: float) -> float:
+        """The value, turned so that lower is better."""
+        return -value if self.goal == "max" else value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """A measured number with its interval.
+
+    Attributes:
+        mean: in the metric's own unit and direction; for the mean of the objectives higher is better.
+        low, high: the interval at the run's confidence level.
+        items: how many items it rests on.
+    """
+
+    mean: float
+    low: float
+    high: float
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What a candidate scored on one set of items.
+
+    Attributes:
+        mean: the weighted mean of the objectives, minimized ones negated.
+        each: one measure per objective.
+    """
+
+    mean: Measure
+    each: tuple[Measure, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One candidate and what is known of it.
+
+    Attributes:
+        name: what people call it: the anchor's label, or `#` and the number.
+        kind: `anchor`, `search`, or `answer` (proposed by the algorithm at the end).
+        generation: -1 for anchors.
+        estimated: on items that steered the search; None when it was not scored on them.
+        confirmed: on items that the search never saw.
+    """
+
+    id: int
+    name: str
+    kind: Literal["anchor", "search", "answer"]
+    generation: int
+    recipe: Recipe
+    description: str
+    estimated: Scores | None = None
+    confirmed: Scores | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """A candidate against an anchor on the same unseen items; positive is better, whatever the goal.
+
+    Attributes:
+        of: an objective's name, or `MEAN`.
+        measure: the difference; the intervals of all gains of one kind (`of`) hold together.
+    """
+
+    candidate: int
+    anchor: int
+    of: str
+    measure: Measure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """The front after re-scoring on unseen items.
+
+    Attributes:
+        front: ids of the candidates that no other confirmed one dominates.
+        knee: the balanced member of the front.
+        best: for each objective, the best member.
+        gains: every finalist against every anchor.
+    """
+
+    front: tuple[int, ...]
+    knee: int
+    best: Mapping[str, int]
+    gains: tuple[Gain, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """Hypervolume of the estimated front after each evaluation.
+
+    Attributes:
+        reference: one value per objective, in its own unit.
+        hypervolume: one number per evaluation, in order of completion, anchors included.
+    """
+
+    reference: tuple[float, ...]
+    hypervolume: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A candidate that got no score, for good."""
+
+    candidate: int
+    phase: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What the run took.
+
+    Attributes:
+        seconds: worker seconds by stage.
+        wall_seconds: how long the drivers of this run were up; 0 until the first one ended.
+        evaluations: search results, against `budget`; copies of an equal recipe's result count.
+        copied: results that were taken over from an equal recipe.
+        confirmations: results on unseen items.
+        items: item responses that were computed, copies left out.
+        attempts: number of attempts by status.
+    """
+
+    seconds: Mapping[str, float]
+    wall_seconds: float
+    evaluations: int
+    budget: int
+    copied: int
+    confirmations: int
+    items: int
+    attempts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """A run, finished or not.
+
+    Attributes:
+        state: `running`, `stopped` or `finished`.
+        level: confidence of the intervals.
+        entries: all candidates by id.
+        front, knee, best: by search estimates alone; the knee is None when nothing was scored. See `confirmation`.
+        confirmation: None until the run ended with its finalists re-scored on unseen items.
+    """
+
+    name: str
+    folder: str
+    state: str
+    created_at: str
+    seed: int
+    level: float
+    objectives: tuple[Objective, ...]
+    entries: Mapping[int, Entry]
+    front: tuple[int, ...]
+    knee: int | None
+    best: Mapping[str, int]
+    confirmation: Confirmation | None
+    history: History | None
+    failures: tuple[Failure, ...]
+    cost: Cost
+    versions: Mapping[str, str]
+    experiment: Mapping[str, Any]
+
+    @property
+    def anchors(self) -> tuple[Entry, ...]:
+        """The base, every expert and the uniform average."""
+        return tuple(entry for entry in self.entries.values() if entry.kind == "anchor")
+
+    @property
+    def parents(self) -> tuple[Entry, ...]:
+        """The anchors that are models of the pool."""
+        return tuple(entry for entry in self.anchors if len(entry.recipe.models) == 1)
+
+    @property
+    def picks(self) -> dict[str, int]:
+        """Candidates that have a name of their own: `knee` and `best:OBJECTIVE`; confirmed where the run is."""
+        source = self.confirmation or self
+        knee = {} if source.knee is None else {"knee": source.knee}
+        return knee | {f"best:{name}": candidate for name, candidate in source.best.items()}
+
+    @property
+    def finalists(self) -> tuple[Entry, ...]:
+        """What the run proposes: merged candidates that were confirmed, or the estimated front before that."""
+        merged = [entry for entry in self.entries.values() if entry.kind != "anchor"]
+        if self.confirmation is not None:
+            return tuple(entry for entry in merged if entry.confirmed is not None)
+        return tuple(entry for entry in merged if entry.id in self.front)
+
+    def pick(self, choice: str) -> int:
+        """The candidate that a user means by `knee`, `best:OBJECTIVE` or a number.
+
+        Raises:
+            StoreError: no such candidate.
+        """
+        number = choice.removeprefix("#")
+        if choice in self.picks:
+            return self.picks[choice]
+        if number.isascii() and number.isdigit() and int(number) in self.entries:
+            return int(number)
+        known = ", ".join([*self.picks, f"or a number up to {max(self.entries, default=-1)}"])
+        raise StoreError(f"{self.folder}: expected a candidate, one of {known}; got {choice!r}")
+
+    def commands(self) -> dict[str, str]:
+        """Command lines for what comes next, ready to copy."""
+        folder = shlex.quote(self.folder)
+        lines = {
+            "resume": f"evomerge run {folder}",
+            "report": f"evomerge report {folder}",
+            "replay": f"evomerge replay {folder}",
+        }
+        return lines | {"export": self.export_command(self.picks["knee"])} if self.picks else lines
+
+    def export_command(self, candidate: int) -> str:
+        """The command line that writes a candidate as a model; by its name (`knee`, ...) if it has one."""
+        choice = next((name for name, pick in self.picks.items() if pick == candidate), str(candidate))
+        return f"evomerge export {shlex.quote(self.folder)} --candidate {shlex.quote(choice)}"
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for JSON. Recipes are given for the finalists and anchors, and as digests for the others."""
+        shown = {entry.id for entry in (*self.anchors, *self.finalists)} | set(self.picks.values())
+        return {
+            "name": self.name,
+            "folder": self.folder,
+            "state": self.state,
+            "created_at": self.created_at,
+            "seed": self.seed,
+            "level": self.level,
+            "objectives": [asdict(objective) for objective in self.objectives],
+            "picks": self.picks,
+            "estimated": {"front": list(self.front), "knee": self.knee, "best": dict(self.best)},
+            "confirmed": None if self.confirmation is None else asdict(self.confirmation),
+            "candidates": [_entry_data(entry, entry.id in shown) for entry in self.entries.values()],
+            "history": None if self.history is None else asdict(self.history),
+            "failures": [asdict(failure) for failure in self.failures],
+            "cost": asdict(self.cost),
+            "versions": dict(self.versions),
+            "experiment": dict(self.experiment),
+        }
+
+
+def _entry_data(entry: Entry, with_recipe: bool) -> dict[str, Any]:
+    plain = {name: getattr(entry, name) for name in ("id", "name", "kind", "generation", "description")}
+    scores = {"estimated": _scores_data(entry.estimated), "confirmed": _scores_data(entry.confirmed)}
+    recipe = {"recipe": entry.recipe.to_data()} if with_recipe else {}
+    return plain | scores | {"digest": entry.recipe.digest} | recipe
+
+
+def _scores_data(scores: Scores | None) -> dict[str, Any] | None:
+    return None if scores is None else asdict(scores)

@@ -1,0 +1,123 @@
+"""The verdict and the state of a run on a terminal. Readable at 80 columns and in a pipe; knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.fitness import MEAN
+from evomerge.reports.summary import Entry, Measure, Summary
+from evomerge.reports.words import difference, mean_words, number, percent, verdict
+
+__all__ = ["print_status", "print_verdict"]
+
+_STYLES = {"gain": "bold green", "partial": "bold yellow", "none": "bold yellow", "unconfirmed": "bold magenta"}
+_MOST_OBJECTIVES = 4
+"""As many objective columns as fit in 80."""
+
+
+def print_verdict(summary: Summary, console: Console, report: Path | None = None) -> None:
+    """What was found, whether to believe it, the candidates worth a look, and what to do next.
+
+    Args:
+        summary: the run.
+        console: where to print.
+        report: the HTML report, if one was written.
+    """
+    found = verdict(summary)
+    console.print(Text(found.headline, style=_STYLES.get(found.kind, "bold")))
+    console.print(Text(found.detail))
+    if summary.knee is not None:
+        console.print(_scores(summary))
+    if found.candidate is not None:
+        console.print(_gains(summary, found.candidate, found.of))
+    commands = summary.commands()
+    lines = [f"Report:  {report or commands['report']}"]
+    if found.candidate is not None:
+        lines.append(f"Export:  {summary.export_command(found.candidate)}")
+    for line in lines:  # a command that is broken over two lines cannot be copied
+        console.print(Text(line), soft_wrap=True)
+
+
+def print_status(summary: Summary, console: Console) -> None:
+    """Where a run stands: progress, failures, cost, and the best estimate so far."""
+    table = _table()
+    table.add_column("", style="dim")
+    table.add_column("")
+    for name, value in _status_rows(summary):
+        table.add_row(Text(name), Text(value))
+    console.print(table)
+    console.print(Text(verdict(summary).headline))
+
+
+def _status_rows(summary: Summary) -> Iterable[tuple[str, str]]:
+    cost = summary.cost
+    yield "run", f"{summary.name} in {summary.folder}"
+    yield "state", summary.state
+    yield "evaluations", f"{cost.evaluations} of {cost.budget} ({cost.copied} copied from equal recipes)"
+    yield "confirmed", f"{cost.confirmations} candidates on unseen items"
+    yield "failed", str(len(summary.failures))
+    yield "attempts", ", ".join(f"{count} {status}" for status, count in sorted(cost.attempts.items())) or "none"
+    yield "wall time", f"{cost.wall_seconds:.1f} s"
+    yield "worker time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in cost.seconds.items()) or "none"
+    if summary.history is not None and summary.history.hypervolume:
+        yield "hypervolume", number(summary.history.hypervolume[-1])
+    for failure in summary.failures[-3:]:
+        yield f"failed #{failure.candidate}", f"{failure.stage}: {failure.reason}"
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+
+
+def _scores(summary: Summary) -> Table:
+    objectives = summary.objectives if len(summary.objectives) <= _MOST_OBJECTIVES else ()
+    status = "confirmed" if summary.confirmation is not None else "estimated"
+    table = _table()
+    table.add_column(Text(status))
+    if len(summary.objectives) > 1:
+        table.add_column(Text(MEAN), justify="right")
+    for objective in objectives:
+        table.add_column(Text(objective.name + ("" if objective.goal == "max" else " (lower)")), justify="right")
+    for entry, roles in _rows(summary):
+        table.add_row(_who(entry, roles), *_cells(summary, entry, bool(objectives)))
+    return table
+
+
+def _rows(summary: Summary) -> Iterable[tuple[Entry, list[str]]]:
+    chosen = dict.fromkeys([*summary.picks.values(), *(anchor.id for anchor in summary.anchors)])
+    for candidate in chosen:
+        yield summary.entries[candidate], [name for name, pick in summary.picks.items() if pick == candidate]
+
+
+def _who(entry: Entry, roles: list[str]) -> Text:
+    return Text.assemble(entry.name, *(("\n  " + role, "dim") for role in roles))
+
+
+def _cells(summary: Summary, entry: Entry, each: bool) -> Iterable[Text]:
+    scores = entry.estimated if summary.confirmation is None else entry.confirmed
+    if len(summary.objectives) > 1:
+        yield _cell(scores.mean if scores else None)
+    for index in range(len(summary.objectives) if each else 0):
+        yield _cell(scores.each[index] if scores else None)
+
+
+def _cell(measure: Measure | None) -> Text:
+    if measure is None:
+        return Text("-")
+    half = max(measure.high - measure.mean, measure.mean - measure.low)
+    return Text.assemble(number(measure.mean), (f"\n±{number(half)}", "dim"))
+
+
+def _gains(summary: Summary, candidate: int, of: str) -> Table:
+    table = _table()
+    table.add_column(Text(f"gain of {summary.entries[candidate].name} over"))
+    table.add_column(Text(f"in {mean_words(summary) if of == MEAN else of}, {percent(summary.level)} interval"))
+    for gain in summary.confirmation.gains if summary.confirmation is not None else ():
+        if gain.candidate == candidate and gain.of == of:
+            table.add_row(Text(summary.entries[gain.anchor].name), Text(difference(gain.measure)))
+    return table

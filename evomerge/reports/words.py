@@ -1,0 +1,238 @@
+"""Plain words: numbers, recipes and the verdict as people read them. Knows nothing of where they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from evomerge.fitness import MEAN
+from evomerge.recipe import DEPTH_ROLES, ROLES, Field, Recipe
+from evomerge.reports.summary import Confirmation, Entry, Gain, Measure, Objective, Summary
+
+__all__ = [
+    "Verdict",
+    "describe",
+    "difference",
+    "mean_words",
+    "number",
+    "objective_label",
+    "one_line",
+    "percent",
+    "span",
+    "verdict",
+]
+
+
+def one_line(text: str) -> str:
+    """Text that cannot move a cursor or break a table: every run of blanks and control characters is one blank."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def number(value: float) -> str:
+    """Three decimals for the usual 0..1 metrics, four digits for larger ones."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def span(measure: Measure) -> str:
+    """`0.712 [0.660, 0.764]`."""
+    return f"{number(measure.mean)} [{number(measure.low)}, {number(measure.high)}]"
+
+
+def difference(measure: Measure) -> str:
+    """`+0.120 [+0.050, +0.190]`."""
+
+    def signed(value: float) -> str:
+        return ("+" if value >= 0 else "") + number(value)
+
+    return f"{signed(measure.mean)} [{signed(measure.low)}, {signed(measure.high)}]"
+
+
+def percent(level: float) -> str:
+    """`95 %`, `97.5 %`."""
+    return f"{100 * level:g} %"
+
+
+def objective_label(objective: Objective) -> str:
+    """`rev (acc, higher is better)`."""
+    return f"{objective.name} ({objective.metric}, {'higher' if objective.goal == 'max' else 'lower'} is better)"
+
+
+def describe(recipe: Recipe) -> str:
+    """One line: the operator, and for every parameter its mean over the recipe's rows, per source."""
+    if len(recipe.models) == 1:
+        return f"{recipe.models[0]} as it is"
+    parameters = [
+        f"{name} {_per_source(field, recipe.sources)}" for name, field in recipe.parameters if _is_told(name, field)
+    ]
+    return ", ".join([f"{recipe.operator} of {' + '.join(recipe.models)}", *parameters])
+
+
+def _is_told(name: str, field: Field) -> bool:
+    ones = all(value == 1.0 for _, rows in field.by_role() for row in rows for value in row)
+    return name == "weight" or not ones
+
+
+def _per_source(field: Field, sources: tuple[str, ...]) -> str:
+    means = _means(field)
+    if field.width == 1:
+        return f"{means[0]:.2f}"
+    return " ".join(f"{source}={mean:.2f}" for source, mean in zip(sources, means, strict=True))
+
+
+def _means(field: Field) -> list[float]:
+    rows = [field.at(role, layer) for role in ROLES for layer in range(field.layers if role in DEPTH_ROLES else 1)]
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What was found, and whether to believe it.
+
+    Attributes:
+        candidate: the merged candidate that it recommends, if any.
+        of: what that candidate gains in, an objective's name or `MEAN`.
+        kind: `gain`: a candidate beats every parent in the mean of the objectives; `partial`: only in one objective;
+            `none`: not at all; `unconfirmed`: nothing may be claimed yet; `empty`: nothing was scored.
+    """
+
+    kind: Literal["gain", "partial", "none", "unconfirmed", "empty"]
+    headline: str
+    detail: str
+    candidate: int | None = None
+    of: str = MEAN
+
+
+def verdict(summary: Summary) -> Verdict:
+    """The verdict in two sentences. Claims only gains whose interval lies above 0 for every parent."""
+    if summary.knee is None:
+        return _empty(summary)
+    if summary.confirmation is None:
+        return _unconfirmed(summary)
+    whole = _winners(summary, summary.confirmation, MEAN)
+    if whole:
+        return _gain(summary, summary.confirmation, whole)
+    for objective in summary.objectives:
+        if part := _winners(summary, summary.confirmation, objective.name):
+            return _partial(summary, summary.confirmation, objective.name, part[0])
+    return _none(summary, summary.confirmation)
+
+
+def _gains(summary: Summary, confirmation: Confirmation, candidate: int, of: str) -> list[Gain]:
+    """Over each parent, the closest parent first."""
+    parents = {parent.id for parent in summary.parents}
+    gains = [g for g in confirmation.gains if g.candidate == candidate and g.of == of and g.anchor in parents]
+    return sorted(gains, key=lambda gain: gain.measure.low)
+
+
+def _winners(summary: Summary, confirmation: Confirmation, of: str) -> list[int]:
+    """Merged candidates that beat every parent: the knee first, then by how surely they do."""
+    worst = {
+        entry.id: gains[0].measure.low
+        for entry in summary.finalists
+        if (gains := _gains(summary, confirmation, entry.id, of)) and len(gains) == len(summary.parents)
+    }
+    winners = [candidate for candidate, low in worst.items() if low > 0]
+    return sorted(winners, key=lambda candidate: (candidate != confirmation.knee, -worst[candidate], candidate))
+
+
+def _empty(summary: Summary) -> Verdict:
+    failed = f"; {len(summary.failures)} failed, see the reasons" if summary.failures else ""
+    return Verdict(
+        kind="empty",
+        headline=f"Nothing was scored yet: 0 of {summary.cost.budget} evaluations{failed}.",
+        detail=f"To go on: {summary.commands()['resume']}",
+    )
+
+
+def _unconfirmed(summary: Summary) -> Verdict:
+    knee = summary.entries[summary.knee or 0]
+    mean = "" if knee.estimated is None else f" with {span(knee.estimated.mean)} in {mean_words(summary)}"
+    return Verdict(
+        kind="unconfirmed",
+        headline=(
+            f"Unconfirmed: {summary.cost.evaluations} of {summary.cost.budget} evaluations are done; "
+            f"the knee of the estimated front is {_called(knee)}{mean}."
+        ),
+        detail=(
+            "Do not quote this: the best of many estimates is too high by selection. "
+            f"The run confirms its front on unseen items when it ends; to go on: {summary.commands()['resume']}"
+        ),
+    )
+
+
+def _gain(summary: Summary, confirmation: Confirmation, winners: list[int]) -> Verdict:
+    winner = summary.entries[winners[0]]
+    closest = _gains(summary, confirmation, winner.id, MEAN)[0]
+    role = "the knee" if winner.id == confirmation.knee else "not the knee, which does not"
+    return Verdict(
+        kind="gain",
+        candidate=winner.id,
+        headline=(
+            f"Gain: {_called(winner)} ({role}) beats every parent in {mean_words(summary)}: "
+            f"{difference(closest.measure)} over {summary.entries[closest.anchor].name}, the closest."
+        ),
+        detail=f"{_trust(summary, closest)} {_against_averages(summary, confirmation, winner.id)}".strip(),
+    )
+
+
+def _partial(summary: Summary, confirmation: Confirmation, objective: str, candidate: int) -> Verdict:
+    closest = _gains(summary, confirmation, candidate, objective)[0]
+    return Verdict(
+        kind="partial",
+        candidate=candidate,
+        of=objective,
+        headline=(
+            f"No candidate beats every parent in {mean_words(summary)}, but {_called(summary.entries[candidate])} "
+            f"does in {objective}: {difference(closest.measure)} over {summary.entries[closest.anchor].name}."
+        ),
+        detail=_trust(summary, closest),
+    )
+
+
+def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
+    knee = summary.entries[confirmation.knee]
+    gains = _gains(summary, confirmation, knee.id, MEAN)
+    if knee.kind == "anchor" or not gains:
+        told = f"the balanced choice is {_called(knee)}"
+    else:
+        told = (
+            f"the knee {_called(knee)} against {summary.entries[gains[0].anchor].name}: "
+            f"{difference(gains[0].measure)} in {mean_words(summary)}"
+        )
+    return Verdict(
+        kind="none",
+        headline=f"No gain: no candidate beats every parent; {told}.",
+        detail=(
+            "The parent is the safer choice. An interval that holds 0 may also mean too few items: "
+            "a larger budget or more items for search and confirmation may tell."
+        ),
+    )
+
+
+def _called(entry: Entry) -> str:
+    return f"candidate {entry.name}" if entry.kind != "anchor" else f"the anchor {entry.name}"
+
+
+def mean_words(summary: Summary) -> str:
+    """What the mean is a mean of; with one objective, that."""
+    return "the mean of the objectives" if len(summary.objectives) > 1 else summary.objectives[0].name
+
+
+def _trust(summary: Summary, gain: Gain) -> str:
+    return (
+        f"Measured on {gain.measure.items} items that the search never saw; "
+        f"the intervals of all comparisons hold together at {percent(summary.level)}."
+    )
+
+
+def _against_averages(summary: Summary, confirmation: Confirmation, candidate: int) -> str:
+    """The gain over merges that need no search: what the search itself was worth."""
+    parents = {parent.id for parent in summary.parents}
+    gains: Iterable[Gain] = (g for g in confirmation.gains if g.candidate == candidate and g.of == MEAN)
+    told = [
+        f"Over the {summary.entries[gain.anchor].name} average, which needs no search: {difference(gain.measure)}."
+        for gain in gains
+        if gain.anchor not in parents
+    ]
+    return " ".join(told)

@@ -1,0 +1,154 @@
+"""Every statement that reads or writes the tables of a run, as functions of a connection. The caller commits."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evomerge.outcome import Failed, Job, Outcome, Phase, Responses, Scored
+from evomerge.runs.records import Attempt, Candidate, Failure, Result, pack, unpack
+
+__all__ = [
+    "add_attempt",
+    "add_candidate",
+    "add_copy",
+    "add_failure",
+    "add_result",
+    "decided",
+    "end_attempt",
+    "get_attempts",
+    "get_candidate",
+    "get_candidates",
+    "get_failures",
+    "get_meta",
+    "get_results",
+    "lose_attempts",
+    "set_meta",
+]
+
+_NEXT_SEQ = "(SELECT COUNT(*) FROM result)"  # results are never deleted, so the count is the next number
+
+
+def get_meta(db: sqlite3.Connection, key: str) -> str | None:
+    """The value of a key, if it was set."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else row["value"]
+
+
+def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Sets a key."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def add_candidate(db: sqlite3.Connection, candidate: Candidate) -> bool:
+    """False if the id is taken."""
+    return _changed(db, "INSERT OR IGNORE INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?)", candidate.to_row())
+
+
+def get_candidate(db: sqlite3.Connection, number: int) -> Candidate:
+    """The candidate of an id that is taken."""
+    return Candidate.from_row(dict(db.execute("SELECT * FROM candidate WHERE id = ?", (number,)).fetchone()))
+
+
+def get_candidates(db: sqlite3.Connection) -> list[Candidate]:
+    """Every candidate, by id."""
+    return [Candidate.from_row(row) for row in _rows(db, "SELECT * FROM candidate ORDER BY id")]
+
+
+def add_attempt(db: sqlite3.Connection, job: Job) -> bool:
+    """A job is on its way; False if this attempt was started before."""
+    sql = "INSERT OR IGNORE INTO attempt (candidate, phase, number, started_at) VALUES (?, ?, ?, ?)"
+    return _changed(db, sql, (job.candidate, job.phase, job.attempt, time.time()))
+
+
+def end_attempt(db: sqlite3.Connection, outcome: Outcome, job: Job) -> bool:
+    """What became of an attempt; False if it was never started."""
+    how = ("failed", outcome.stage, outcome.reason) if isinstance(outcome, Failed) else ("scored", "", "")
+    sql = (
+        "UPDATE attempt SET worker = ?, status = ?, stage = ?, reason = ?, ended_at = ? "
+        "WHERE candidate = ? AND phase = ? AND number = ?"
+    )
+    return _changed(db, sql, (outcome.worker, *how, time.time(), job.candidate, job.phase, job.attempt))
+
+
+def lose_attempts(db: sqlite3.Connection) -> None:
+    """Attempts that nobody runs any more."""
+    sql = "UPDATE attempt SET status = 'lost', reason = 'the driver ended', ended_at = ? WHERE status = 'started'"
+    db.execute(sql, (time.time(),))
+
+
+def get_attempts(db: sqlite3.Connection) -> list[Attempt]:
+    """Every attempt, by candidate, phase and number."""
+    return [Attempt(**row) for row in _rows(db, "SELECT * FROM attempt ORDER BY candidate, phase, number")]
+
+
+def decided(db: sqlite3.Connection, candidate: int, phase: Phase) -> bool:
+    """Whether there is a result or a final failure."""
+    sql = (
+        "SELECT 1 FROM result WHERE candidate = :candidate AND phase = :phase "
+        "UNION SELECT 1 FROM failure WHERE candidate = :candidate AND phase = :phase"
+    )
+    return db.execute(sql, {"candidate": candidate, "phase": phase}).fetchone() is not None
+
+
+def add_failure(db: sqlite3.Connection, failed: Failed) -> None:
+    """A final failure."""
+    row = (failed.candidate, failed.phase, failed.stage, failed.reason)
+    db.execute("INSERT INTO failure VALUES (?, ?, ?, ?)", row)
+
+
+def get_failures(db: sqlite3.Connection) -> list[Failure]:
+    """Every final failure, by candidate and phase."""
+    return [Failure(**row) for row in _rows(db, "SELECT * FROM failure ORDER BY candidate, phase")]
+
+
+def add_result(db: sqlite3.Connection, scored: Scored, items_digest: str) -> None:
+    """A result and its items."""
+    key = (scored.candidate, scored.phase)
+    row = (*key, items_digest, json.dumps(dict(scored.seconds), sort_keys=True), scored.worker)
+    db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, NULL)", row)
+    items = [(*key, r.task, r.metric, pack(r.items, "q"), pack(r.values, "d")) for r in scored.responses]
+    db.executemany("INSERT INTO response VALUES (?, ?, ?, ?, ?, ?)", items)
+
+
+def add_copy(db: sqlite3.Connection, candidate: int, phase: Phase, source: int) -> bool:
+    """The result and the items of another candidate; False if it has none, or if the recipes differ."""
+    copied = _changed(
+        db,
+        f"INSERT INTO result SELECT {_NEXT_SEQ}, twin.id, phase, items_digest, '{{}}', '', source.id "
+        "FROM result JOIN candidate AS source ON source.id = result.candidate "
+        "JOIN candidate AS twin ON twin.digest = source.digest WHERE twin.id = ? AND phase = ? AND source.id = ?",
+        (candidate, phase, source),
+    )
+    sql = (
+        "INSERT INTO response SELECT ?, phase, task, metric, items, outcomes FROM response "
+        "WHERE candidate = ? AND phase = ?"
+    )
+    return copied and _changed(db, sql, (candidate, source, phase))
+
+
+def get_results(db: sqlite3.Connection, *, candidate: int | None = None, phase: Phase | None = None) -> list[Result]:
+    """Results in order of completion: all, or those of one candidate or one phase."""
+    which = "WHERE ifnull(candidate = :candidate, TRUE) AND ifnull(phase = :phase, TRUE)"
+    values = {"candidate": candidate, "phase": phase}
+    responses: dict[tuple[int, str], tuple[Responses, ...]] = {}
+    for row in _rows(db, f"SELECT * FROM response {which} ORDER BY task, metric", values):
+        items, outcomes = unpack(row["items"], "q"), unpack(row["outcomes"], "d")
+        key = (row["candidate"], row["phase"])
+        answer = Responses(task=row["task"], metric=row["metric"], items=items, values=outcomes)
+        responses[key] = (*responses.get(key, ()), answer)
+    return [
+        Result(**{**row, "seconds": json.loads(row["seconds"])}, responses=responses[row["candidate"], row["phase"]])
+        for row in _rows(db, f"SELECT * FROM result {which} ORDER BY seq", values)
+    ]
+
+
+def _rows(db: sqlite3.Connection, sql: str, values: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
+    return [dict(row) for row in db.execute(sql, values or {})]
+
+
+def _changed(db: sqlite3.Connection, sql: str, row: Sequence[object]) -> bool:
+    return db.execute(sql, row).rowcount > 0

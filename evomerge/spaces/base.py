@@ -1,0 +1,78 @@
+"""`Genome`, `Gene` and the `SearchSpace` protocol: where an optimizer's numbers get their meaning.
+
+Knows nothing of optimizers, weights or scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from evomerge.recipe import Recipe
+
+__all__ = ["Gene", "Genome", "SearchSpace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Genome:
+    """A point of the unit box, without meaning of its own; a search space decodes it.
+
+    Attributes:
+        values: `[0, 1]^d`.
+
+    Raises:
+        ValueError: a value outside the box, or none at all.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = tuple(float(value) + 0.0 for value in self.values)  # + 0.0 turns -0.0 into 0.0
+        outside = [i for i, value in enumerate(values) if not 0.0 <= value <= 1.0]
+        if not values or outside:
+            got = f"value {outside[0]} is {values[outside[0]]}" if values else "no values"
+            raise ValueError(f"a genome holds at least one number, each in [0, 1]; got {got}")
+        object.__setattr__(self, "values", values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gene:
+    """One coordinate of a search space.
+
+    Attributes:
+        name: parameter, module group, expert and knot, for example `weight.attention.rev.k2` or `weight.embed.rev`.
+        low, high: natural value at 0 and at 1.
+        start: where the search begins, in [0, 1].
+    """
+
+    name: str
+    low: float
+    high: float
+    start: float
+
+    def natural(self, value: float) -> float:
+        """The natural value of a unit-box value."""
+        return self.low + value * (self.high - self.low)
+
+
+class SearchSpace(Protocol):
+    """The set of recipes that a run searches."""
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """The coordinates of its genomes, in order."""
+
+    @property
+    def start(self) -> Genome:
+        """Where the search begins."""
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The recipe of a genome. Total: every genome with as many values as there are genes has a valid recipe.
+
+        Raises:
+            ValueError: a genome of another length.
+        """

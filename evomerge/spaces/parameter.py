@@ -1,0 +1,155 @@
+"""Parameter space: one operator whose coefficients vary over layer x module group x expert.
+
+A searched parameter has, per module group and expert, a few values at equal steps of depth (knots), interpolated
+linearly over the layers, and one value each for the embeddings and the output head. Fewer knots mean fewer genes and a
+smoother profile; with one knot per layer nothing is interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from evomerge.errors import ConfigError, Fault
+from evomerge.recipe import EDGE_ROLES, OPERATORS, Field, OutputDtype, Recipe, Role, options_of
+from evomerge.rng import derive_seed
+from evomerge.spaces.base import Gene, Genome, SearchSpace
+
+if TYPE_CHECKING:
+    from evomerge.config import ParameterSpaceConfig
+
+__all__ = ["ParameterSpace", "build_space"]
+
+
+@final
+class ParameterSpace:
+    """Coefficients of one operator over layer x module group x expert.
+
+    Genes run over parameter, module group, expert, knot, and then over embeddings and head; experts in the given
+    order. Random masks share one seed, so that candidates differ by their coefficients alone.
+
+    Args:
+        config: operator, knots, groups, ranges.
+        base: pool name of the base model.
+        experts: pool names of the experts.
+        layers: number of layers of every model.
+        dtype: dtype of merged weights.
+        seed: seed of the run.
+
+    Raises:
+        ConfigError: more knots than layers, or an operator that cannot take so many experts.
+    """
+
+    def __init__(
+        self,
+        config: ParameterSpaceConfig,
+        *,
+        base: str,
+        experts: tuple[str, ...],
+        layers: int,
+        dtype: OutputDtype,
+        seed: int,
+    ) -> None:
+        if faults := [*_source_faults(config, experts), *_knot_faults(config, layers)]:
+            raise ConfigError("search space", faults)
+        self._config = config
+        self._operator = OPERATORS[config.operator.name]
+        self._base = base if self._operator.needs_base else None
+        self._experts = experts
+        self._layers = layers
+        self._dtype = dtype
+        self._mask_seed = derive_seed(seed, "mask") & 0x7FFFFFFF
+        self.genes = tuple(gene for name in config.genes for gene in self._genes_of(name))
+        self.start = Genome(tuple(gene.start for gene in self.genes))
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The recipe of a genome; see `SearchSpace.decode`."""
+        if len(genome) != len(self.genes):
+            raise ValueError(f"this space has {len(self.genes)} genes; got a genome of {len(genome)}")
+        values = (gene.natural(value) for gene, value in zip(self.genes, genome.values, strict=True))
+        fields = {name: self._searched(name, values) for name in self._config.genes}
+        fields |= {name: self._constant(name) for name in self._operator.parameters if name not in fields}
+        chosen = self._config.operator
+        return Recipe(
+            operator=chosen.name,
+            options=options_of(self._operator, chosen.preset, **chosen.options),
+            base=self._base,
+            sources=self._experts,
+            parameters=tuple(sorted(fields.items())),
+            mask_seed=self._mask_seed,
+            dtype=self._dtype,
+        )
+
+    def _genes_of(self, name: str) -> Iterator[Gene]:
+        low, high = self._config.bounds(name)
+        start = self._config.genes[name].start
+        natural = min(max(self._default(name) if start is None else start, low), high)
+        unit = min((natural - low) / (high - low), 1.0)
+        sources = [f".{expert}" for expert in self._experts] if self._is_per_source(name) else [""]
+        knots = range(_knots(self._config, name, self._layers))
+        places = [f".{group}{source}.k{knot}" for group in self._config.groups for source in sources for knot in knots]
+        places += [f".{role}{source}" for role in EDGE_ROLES for source in sources]
+        return (Gene(name=name + place, low=low, high=high, start=unit) for place in places)
+
+    def _searched(self, name: str, values: Iterator[float]) -> Field:
+        """One searched parameter; takes its values in the order of its genes."""
+        width = len(self._experts) if self._is_per_source(name) else 1
+        knots = _knots(self._config, name, self._layers)
+        rows: dict[Role, list[tuple[float, ...]]] = {}
+        for roles in self._config.groups.values():
+            profiles = [_over_depth(tuple(islice(values, knots)), self._layers) for _ in range(width)]
+            by_layer = list(zip(*profiles, strict=True))
+            rows |= {role: by_layer for role in roles}
+        return Field.of(rows | {role: [tuple(islice(values, width))] for role in EDGE_ROLES})
+
+    def _constant(self, name: str) -> Field:
+        value = self._config.fixed.get(name, self._default(name))
+        return Field.constant([value] * (len(self._experts) if self._is_per_source(name) else 1), self._layers)
+
+    def _default(self, name: str) -> float:
+        default = self._operator.parameters[name].default
+        return 1.0 / len(self._experts) if default is None else default
+
+    def _is_per_source(self, name: str) -> bool:
+        return self._operator.parameters[name].scope == "source"
+
+
+def build_space(
+    config: ParameterSpaceConfig, *, base: str, experts: tuple[str, ...], layers: int, dtype: OutputDtype, seed: int
+) -> SearchSpace:
+    """The search space that a configuration describes; arguments and errors as in `ParameterSpace`."""
+    return ParameterSpace(config, base=base, experts=experts, layers=layers, dtype=dtype, seed=seed)
+
+
+def _over_depth(knots: tuple[float, ...], layers: int) -> list[float]:
+    """Linear interpolation of equally spaced knots: the first at layer 0, the last at the last layer."""
+    depth = [layer * (len(knots) - 1) / max(layers - 1, 1) for layer in range(layers)]
+    return [float(value) for value in np.interp(depth, range(len(knots)), knots)]
+
+
+def _knots(config: ParameterSpaceConfig, name: str, layers: int) -> int:
+    knots = config.genes[name].knots or config.knots
+    return layers if knots == "layer" else knots
+
+
+def _knot_faults(config: ParameterSpaceConfig, layers: int) -> list[Fault]:
+    paths = {
+        "$.space.knots" if gene.knots is None else f"$.space.genes.{name}.knots": _knots(config, name, layers)
+        for name, gene in config.genes.items()
+    }
+    advice = f"expected at most {layers}, the models' number of layers; write 'layer' for one knot per layer"
+    return [Fault(path=path, message=f"{advice}; got {knots}") for path, knots in paths.items() if knots > layers]
+
+
+def _source_faults(config: ParameterSpaceConfig, experts: tuple[str, ...]) -> list[Fault]:
+    name, most = config.operator.name, OPERATORS[config.operator.name].max_sources
+    if most is None or len(experts) <= most:
+        return []
+    message = (
+        f"{name} merges the base with {most} expert; the pool has {len(experts)} ({', '.join(experts)}); "
+        f"remove experts or choose another operator"
+    )
+    return [Fault(path="$.space.operator.name", message=message)]

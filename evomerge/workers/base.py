@@ -1,0 +1,160 @@
+"""Contracts of this room: what a worker and an executor must do. Knows nothing of models, Ray or run folders."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from evomerge.config import EngineConfig, FitnessConfig, PoolConfig
+from evomerge.errors import EvomergeError, RunError
+from evomerge.outcome import Failed, Job, Outcome
+
+__all__ = [
+    "START_TRIES",
+    "Executor",
+    "StartFailure",
+    "Worker",
+    "WorkerFactory",
+    "WorkerInfo",
+    "WorkerSpec",
+    "one_line",
+    "run_safely",
+]
+
+START_TRIES = 2
+"""Starts that may fail in a row before an executor gives a worker up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSpec:
+    """All that a worker needs, small enough to send anywhere.
+
+    Attributes:
+        log: folder of the workers' log files; None throws their noise away.
+    """
+
+    pool: PoolConfig
+    fitness: FitnessConfig
+    engine: EngineConfig
+    seed: int
+    log: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerInfo:
+    """What a worker found when it came up.
+
+    Attributes:
+        sizes: number of items by task.
+        digests: content digest of every task's items and prompts, by task.
+        versions: versions by package.
+        pool_digest: content digest of the models.
+    """
+
+    sizes: Mapping[str, int]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    pool_digest: str = ""
+
+
+class Worker(Protocol):
+    """Holds a live model and does one job at a time."""
+
+    def info(self) -> WorkerInfo:
+        """What it found when it came up."""
+        ...
+
+    def run(self, job: Job) -> Outcome:
+        """Does a job. Whatever goes wrong comes back as `Failed`; nothing is raised but a wish to stop."""
+        ...
+
+
+WorkerFactory = Callable[[], Worker]
+"""Makes a worker where it is called; picklable for executors that call it in another process."""
+
+
+class Executor(Protocol):
+    """Runs jobs on workers. Reports every attempt exactly once; trying again is the caller's business."""
+
+    @property
+    def capacity(self) -> int:
+        """Jobs worth having in flight."""
+        ...
+
+    def start(self) -> WorkerInfo:
+        """Blocks until the first worker is up.
+
+        Raises:
+            EvomergeError: what the worker itself raised, such as `PoolError` or `TaskError`.
+            RunError: the worker cannot start for any other reason; holds its traceback.
+        """
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Takes a job and returns at once."""
+        ...
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """Outcomes since the last call; waits for one up to `timeout` seconds, and not at all if no job is in flight.
+
+        Raises:
+            RunError: no worker is left and none can be started.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stops the workers; a second call does nothing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartFailure:
+    """Why a worker did not come up, as data that can cross a process boundary.
+
+    Attributes:
+        known: the error's type, if evomerge raised it on purpose.
+        state: its attributes.
+        text: the traceback.
+    """
+
+    known: type[EvomergeError] | None
+    message: str
+    state: Mapping[str, Any]
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """From the exception being handled."""
+        known = type(error) if isinstance(error, EvomergeError) else None
+        text = "".join(traceback.format_exception(error)).strip()
+        return cls(known=known, message=str(error), state=dict(vars(error)) if known else {}, text=text)
+
+    def to_error(self) -> EvomergeError:
+        """The exception again, of its own type if evomerge raised it."""
+        if self.known is None:
+            return RunError(f"no worker could be started; repair the cause and run again. It said:\n{self.text}")
+        error = self.known.__new__(self.known, self.message)  # not the constructor: its arguments are not known here
+        vars(error).update(self.state)
+        return error
+
+
+def run_safely(worker: Worker, job: Job, name: str = "") -> Outcome:
+    """A job on a worker that may break its promise never to raise."""
+    try:
+        return worker.run(job)
+    except Exception as error:
+        return Failed(
+            candidate=job.candidate, phase=job.phase, stage="worker", reason=one_line(error), retry=True, worker=name
+        )
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception as one line for people."""
+    text = " ".join(str(error).split())
+    text = text if isinstance(error, EvomergeError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

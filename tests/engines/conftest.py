@@ -1,0 +1,133 @@
+"""The shipped tiny family behind an engine, and small tasks of every kind that the runner supports."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.config import EngineConfig, FitnessConfig, ItemsConfig, ObjectiveConfig
+from evomerge.engines import TransformersEngine
+from evomerge.merging.pool import ModelPool
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "experiments" / "quickstart" / "models"
+ITEMS = ROOT / "fitness" / "tasks" / "quickstart"
+COUNT = 40
+
+FitnessMaker = Callable[..., FitnessConfig]
+
+
+@pytest.fixture(scope="session")
+def pool() -> ModelPool:
+    return ModelPool.open(MODELS / "base", {name: MODELS / name for name in ("rev", "sort", "ciph")})
+
+
+@pytest.fixture(scope="session")
+def engine(pool: ModelPool) -> TransformersEngine:
+    return TransformersEngine(pool, EngineConfig(device="cpu", batch_size=16))
+
+
+def _items(skill: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (ITEMS / f"{skill}.jsonl").read_text().splitlines()]
+
+
+def _write_jsonl(file: Path, records: Sequence[dict[str, Any]]) -> str:
+    file.write_text("\n".join(json.dumps(record) for record in records) + "\n")
+    return file.name
+
+
+def _task(name: str, data: dict[str, str], output: str, metrics: Sequence[str], **more: Any) -> dict[str, Any]:
+    return {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": data},
+        "test_split": "test",
+        "output_type": output,
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in metrics],
+        **more,
+    }
+
+
+def _choices(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answers of different lengths, two of which differ in the last character alone."""
+    return [
+        {
+            "prompt": r["prompt"],
+            "choices": [r["answer"][::-1][1:], r["answer"], r["answer"][:-1] + "a", "bb."],
+            "label": 1,
+        }
+        for r in records
+    ]
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    rev, sort = _items("rev")[:COUNT], _items("sort")[:COUNT]
+    files = {
+        "rev": _write_jsonl(folder / "rev.jsonl", rev),
+        "sort": _write_jsonl(folder / "sort.jsonl", sort),
+        "examples": _write_jsonl(folder / "examples.jsonl", _items("rev")[COUNT : COUNT + 12]),
+        "choices": _write_jsonl(folder / "choices.jsonl", _choices(rev)),
+    }
+    letters = {"name": "letters", "filter": [{"function": "regex", "regex_pattern": "([a-j]+)"}]}
+    letters["filter"] += [{"function": "take_first"}]  # type: ignore[operator]
+    whole = {"name": "whole", "filter": [{"function": "take_first"}]}
+    definitions = [
+        _task("rev_exact", {"test": files["rev"]}, "loglikelihood", ["acc"]),
+        _task("sort_exact", {"test": files["sort"]}, "loglikelihood", ["acc"]),
+        _task("rev_empty_prompt", {"test": files["rev"]}, "loglikelihood", ["acc"], doc_to_text=""),
+        _task(
+            "rev_shots",
+            {"test": files["rev"], "examples": files["examples"]},
+            "loglikelihood",
+            ["acc"],
+            fewshot_split="examples",
+            fewshot_delimiter="",
+        ),
+        _task(
+            "rev_choice",
+            {"test": files["choices"]},
+            "multiple_choice",
+            ["acc", "acc_norm"],
+            doc_to_choice="choices",
+            doc_to_target="label",
+        ),
+        _task(
+            "rev_write",
+            {"test": files["rev"]},
+            "generate_until",
+            ["exact_match"],
+            doc_to_target="{{answer[:-1]}}",
+            generation_kwargs={"until": ["."], "max_gen_toks": 10, "do_sample": False},
+            filter_list=[letters, whole],
+        ),
+    ]
+    for definition in definitions:
+        (folder / f"{definition['task']}.yaml").write_text(yaml.safe_dump(definition))
+    (folder / "both.yaml").write_text(yaml.safe_dump({"group": "both", "task": ["rev_exact", "sort_exact"]}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_fitness(tasks: Path) -> FitnessMaker:
+    """A fitness over the small tasks; objectives are given as keyword sets."""
+
+    def make(*objectives: dict[str, Any], **more: Any) -> FitnessConfig:
+        paths = more.pop("tasks", (tasks,))
+        named = tuple(ObjectiveConfig(**{"name": f"o{i}", **o}) for i, o in enumerate(objectives))
+        return FitnessConfig(tasks=paths, objectives=named, items=ItemsConfig(search=4, confirm=4), **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exact_engine(pool: ModelPool) -> TransformersEngine:
+    """In float32, where the order of sums does not decide near-ties."""
+    return TransformersEngine(pool, EngineConfig(device="cpu", dtype="float32", batch_size=16))

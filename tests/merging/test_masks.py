@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.merging import masks
+
+SEEDS = st.integers(0, 2**63 - 1)
+MANY = 200_000
+
+
+def splitmix64(seed: int, index: int) -> int:
+    """The published algorithm, one number at a time."""
+    word = 2**64 - 1
+    z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & word
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & word
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & word
+    return z ^ (z >> 31)
+
+
+def signed32(word: int) -> int:
+    return (word & 0xFFFFFFFF) - (2**32 if word & 0x80000000 else 0)
+
+
+@given(SEEDS, st.integers(0, 10**12), st.integers(1, 9))
+def test_is_splitmix64_two_numbers_per_hash(seed: int, start: int, count: int) -> None:
+    hashes = [splitmix64(seed, i // 2) >> (32 * (i % 2)) for i in range(start, start + count)]
+    expected = [signed32(word) / 2**32 + 0.5 for word in hashes]
+    assert masks.uniform(seed, start, count).tolist() == expected
+
+
+def test_the_algorithm_is_the_published_one() -> None:
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [splitmix64(1234567, index) for index in range(3)] == known
+
+
+def test_golden_values_never_change() -> None:
+    seed = masks.tensor_seed(3, "expert", "tensor")
+    assert masks.uniform(seed, 0, 2).mul(2**32).tolist() == [48273653.0, 48911361.0]
+
+
+@given(SEEDS, st.integers(0, 50), st.integers(1, 60), st.floats(0, 1, exclude_max=True))
+def test_does_not_depend_on_where_a_block_starts(seed: int, start: int, count: int, density: float) -> None:
+    whole = masks.uniform(seed, 0, start + count)
+    assert torch.equal(masks.uniform(seed, start, count), whole[start:])
+    assert torch.equal(masks.keep(seed, density, start, count), whole[start:] < density)
+
+
+@pytest.mark.parametrize("density", [0.0, 1e-6, 0.1, 0.5, 0.9])
+def test_keeps_its_density(density: float) -> None:
+    seed = masks.tensor_seed(3, "expert", "tensor")
+    kept = float(masks.keep(seed, density, 0, MANY).double().mean())
+    assert abs(kept - density) <= 4 * math.sqrt(density * (1 - density) / MANY)
+
+
+def test_numbers_are_uniform() -> None:
+    numbers = masks.uniform(masks.tensor_seed(3, "expert", "tensor"), 0, MANY)
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) < 1
+    counts = torch.histc(numbers.float(), bins=64, min=0, max=1)
+    chi_squared = float(((counts - MANY / 64) ** 2 / (MANY / 64)).sum())
+    assert chi_squared < 63 + 4 * math.sqrt(2 * 63)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((0, "a", "t"), (0, "b", "t")), ((0, "a", "t"), (0, "a", "u")), ((0, "a", "t"), (1, "a", "t"))],
+    ids=["source", "tensor", "mask seed"],
+)
+def test_masks_are_independent(one: tuple[int, str, str], other: tuple[int, str, str]) -> None:
+    pair = torch.stack([masks.uniform(masks.tensor_seed(*key), 0, MANY) for key in (one, other)])
+    assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / math.sqrt(MANY)
+
+
+def test_neighbours_are_independent() -> None:
+    numbers = masks.uniform(masks.tensor_seed(0, "a", "t"), 0, MANY + 2)
+    for lag in (1, 2):
+        pair = torch.stack([numbers[:MANY], numbers[lag : MANY + lag]])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / math.sqrt(MANY)

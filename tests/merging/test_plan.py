@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evomerge.merging.plan import Copy, Delta, Drop, Kernel, Linear, MergePlan, TensorPlan, Term, Trim, Vote
+
+TERMS = (Term(source="one", weight=0.5), Term(source="two", weight=0.25, keep=Drop(seed=1, density=0.5)))
+DELTA = Delta(base="base", terms=TERMS, divisor=1.0, scale=1.0)
+VOTE = Vote(base="base", terms=TERMS, gains=(1.0, 1.0), shares=(0.5, 0.25), zero="plus", scale=1.0)
+
+
+def plan_of(kernel: Kernel, name: str = "w") -> TensorPlan:
+    return TensorPlan(name=name, shape=(2, 3), dtype="float32", kernel=kernel)
+
+
+def test_everything_changed_when_there_is_no_previous_plan() -> None:
+    plan = MergePlan(tensors=(plan_of(DELTA, "a"), plan_of(VOTE, "b")))
+    assert plan.changed(None) == {"a", "b"}
+
+
+def test_only_what_differs_changed() -> None:
+    before = MergePlan(tensors=(plan_of(DELTA, "a"), plan_of(VOTE, "b")))
+    after = MergePlan(tensors=(plan_of(replace(DELTA, scale=0.5), "a"), plan_of(replace(VOTE), "b")))
+    assert after.changed(before) == {"a"}
+    assert before.changed(before) == frozenset()
+
+
+OTHERS: list[Kernel] = [
+    Copy(source="one"),
+    Linear(terms=TERMS, divisor=1.0),
+    replace(DELTA, scale=2.0),
+    replace(DELTA, divisor=2.0),
+    replace(DELTA, terms=TERMS[:1]),
+    replace(DELTA, terms=(TERMS[1], TERMS[0])),
+    replace(DELTA, terms=(TERMS[0], replace(TERMS[1], keep=Drop(seed=2, density=0.5)))),
+    replace(DELTA, terms=(TERMS[0], replace(TERMS[1], keep=Trim(threshold=0.5, last_tie=0)))),
+    VOTE,
+    replace(VOTE, zero="majority"),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_digest_tells_contents_apart(other: Kernel) -> None:
+    assert plan_of(other).digest != plan_of(DELTA).digest
+    assert plan_of(other).digest == plan_of(replace(other)).digest
+
+
+def test_sources_name_the_base_first() -> None:
+    assert plan_of(DELTA).sources == plan_of(VOTE).sources == ("base", "one", "two")
+    assert plan_of(Linear(terms=TERMS, divisor=1.0)).sources == ("one", "two")
+    assert plan_of(Copy(source="two")).sources == ("two",)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from evomerge.merging import masks, statistics
+from evomerge.merging.plan import Drop
+
+MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
+
+
+def family(sizes: list[int], seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(spread: float, size: int) -> torch.Tensor:
+        return spread * torch.randn(size, generator=generator)
+
+    base = {f"layers.0.mlp.{i}": draw(0.02, size).bfloat16() for i, size in enumerate(sizes)}
+    expert = {name: (values.float() + draw(0.001, len(values))).bfloat16() for name, values in base.items()}
+    return {"base": base, "expert": expert}
+
+
+@pytest.mark.parametrize("sizes", [[1], [5000], [1000, 3, 1], [400_000], [200_000, 150_001]], ids=str)
+def test_ranks_equal_a_stable_sort(memory_pool: MakePool, sizes: list[int]) -> None:
+    tensors = family(sizes)
+    names = tuple(tensors["base"])
+    x = torch.cat([tensors["expert"][name].float() - tensors["base"][name].float() for name in names])
+    order = torch.sort(x.abs(), descending=True, stable=True)
+    size = sum(sizes)
+    ranks = sorted({1, size, *(max(1, int(share * size)) for share in (0.01, 0.3, 0.31, 0.9999))})
+    difference = statistics.Difference(base="base", source="expert", names=names)
+    found = statistics.ranked(memory_pool(tensors), difference, ranks)
+    assert {rank: (at.magnitude, at.index) for rank, at in found.items()} == {
+        rank: (float(order.values[rank - 1]), int(order.indices[rank - 1])) for rank in ranks
+    }
+
+
+def test_gram_is_the_scalar_products(memory_pool: MakePool) -> None:
+    tensors = family([300_000])
+    name, *_ = tensors["base"]
+    a, b = (tensors[model][name].double() for model in ("base", "expert"))
+    gram = statistics.gram(memory_pool(tensors), "base", "expert", name)
+    assert [gram.aa, gram.ab, gram.bb] == pytest.approx([float(a @ a), float(a @ b), float(b @ b)], rel=1e-12)
+
+
+def test_l1_of_what_a_mask_keeps(memory_pool: MakePool) -> None:
+    tensors = family([300_001])
+    name, *_ = tensors["base"]
+    x = (tensors["expert"][name].float() - tensors["base"][name].float()).double()
+    pool, difference = memory_pool(tensors), statistics.Difference(base="base", source="expert", names=(name,))
+    kept = x[masks.uniform(11, 0, len(x)) < 0.3]
+    assert statistics.l1(pool, difference) == pytest.approx(float(x.abs().sum()), rel=1e-12)
+    found = statistics.kept_l1(pool, difference, Drop(seed=11, density=0.3))
+    assert found == pytest.approx(float(kept.abs().sum()), rel=1e-12)
+    assert not math.isclose(found, float(x.abs().sum()))
