@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evomerge.errors import MergeError
-from evomerge.merging import masks, statistics
-from evomerge.merging.plan import Copy, Delta, Drop, Kernel, Linear, MergePlan, TensorPlan, Term, Trim, Vote
+from evomerge.merging import statistics
+from evomerge.merging.plan import Copy, Delta, Kernel, Linear, MergePlan, TensorPlan, Term, Vote
+from evomerge.merging.sparse import Part, dropped, is_float, trimmed
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
@@ -73,12 +73,9 @@ def _check(recipe: Recipe, pool: ModelPool) -> None:
 
 
 def _tensor(spec: TensorSpec, recipe: Recipe, pool: ModelPool, lowering: Lowering) -> TensorPlan:
-    if not _is_float(spec):
+    if not is_float(spec):
         return TensorPlan(name=spec.name, shape=spec.shape, dtype=spec.dtype, kernel=Copy(source=pool.base))
     return TensorPlan(name=spec.name, shape=spec.shape, dtype=recipe.dtype, kernel=lowering(spec))
-
-
-# ---- linear family ---------------------------------------------------------------------------------------------------
 
 
 def _linear(recipe: Recipe, pool: ModelPool) -> Lowering:
@@ -130,48 +127,17 @@ def _arc(t: float, gram: statistics.Gram) -> tuple[float, float]:
     return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
-# ---- trim, drop and vote ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Part:
-    """A sparsified source: its task vector, times `rescale`, where kept."""
-
-    source: str
-    weight: float
-    keep: Trim | Drop | None
-    rescale: float = 1.0
-
-    @property
-    def term(self) -> Term:
-        """The source with its weight."""
-        return Term(source=self.source, weight=self.weight * self.rescale, keep=self.keep)
-
-    @property
-    def ballot(self) -> Term:
-        """The same with a weight of one, signed."""
-        return Term(source=self.source, weight=math.copysign(self.rescale, self.weight), keep=self.keep)
-
-
 def _ties(recipe: Recipe, pool: ModelPool) -> Lowering:
     """Trim small changes, elect a sign, merge who agrees (Yadav et al. 2023)."""
-    trims = _model_trims(recipe, pool) if recipe.option("trim") == "model" else None
-
-    def lowering(spec: TensorSpec) -> Kernel:
-        parts = []
-        for source, weight, density in _sparse(recipe, spec):
-            keep = trims[source, density] if trims else _tensor_trim(recipe, pool, spec, source, density)
-            parts.append(_Part(source=source, weight=weight, keep=keep))
-        return _vote(recipe, spec, parts)
-
-    return lowering
+    parts = trimmed(recipe, pool)
+    return lambda spec: _vote(recipe, spec, parts(spec))
 
 
 def _dare_linear(recipe: Recipe, pool: ModelPool) -> Lowering:
     """Drop changes at random, rescale the others, add (Yu et al. 2024)."""
 
     def lowering(spec: TensorSpec) -> Kernel:
-        parts = _dropped(recipe, pool, spec)
+        parts = dropped(recipe, pool, spec)
         divisor = _divisor([part.weight for part in parts]) if recipe.option("normalize") else 1.0
         return _delta(recipe, spec, [part.term for part in parts], divisor)
 
@@ -180,61 +146,10 @@ def _dare_linear(recipe: Recipe, pool: ModelPool) -> Lowering:
 
 def _dare_ties(recipe: Recipe, pool: ModelPool) -> Lowering:
     """Drop changes at random, rescale the others, then elect a sign and merge who agrees (Yu et al. 2024)."""
-    return lambda spec: _vote(recipe, spec, _dropped(recipe, pool, spec))
+    return lambda spec: _vote(recipe, spec, dropped(recipe, pool, spec))
 
 
-def _model_trims(recipe: Recipe, pool: ModelPool) -> Mapping[tuple[str, float], Trim | None]:
-    """Thresholds over each source's whole flattened model, for every density that the recipe asks of it."""
-    specs = [spec for spec in pool.specs if _is_float(spec)]
-    names = tuple(spec.name for spec in specs)
-    size = sum(math.prod(spec.shape) for spec in specs)
-    trims: dict[tuple[str, float], Trim | None] = {}
-    for k, source in enumerate(recipe.sources):
-        rows = recipe.parameter("density").by_role()
-        ranks = {row[k]: max(1, int(row[k] * size)) for _, role in rows for row in role if row[k] < 1}
-        difference = statistics.Difference(base=_base(recipe), source=source, names=names)
-        found = statistics.ranked(pool, difference, ranks.values()) if ranks else {}
-        trims[source, 1.0] = None
-        for density, rank in ranks.items():
-            trims[source, density] = Trim(threshold=found[rank].magnitude, last_tie=size)
-    return trims
-
-
-def _tensor_trim(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, density: float) -> Trim | None:
-    if density >= 1:
-        return None
-    rank = max(1, int(density * math.prod(spec.shape)))
-    difference = statistics.Difference(base=_base(recipe), source=source, names=(spec.name,))
-    cut = statistics.ranked(pool, difference, [rank])[rank]
-    return Trim(threshold=cut.magnitude, last_tie=cut.index)
-
-
-def _dropped(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[_Part]:
-    parts = []
-    for source, weight, density in _sparse(recipe, spec):
-        seed = masks.tensor_seed(recipe.mask_seed, source, spec.name)
-        drop = Drop(seed=seed, density=density) if density < 1 else None
-        rescale = _rescale(recipe, pool, spec, source, drop) if drop else 1.0
-        parts.append(_Part(source=source, weight=weight, keep=drop, rescale=rescale))
-    return parts
-
-
-def _rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, drop: Drop) -> float:
-    match recipe.option("rescale"):
-        case "inverse":
-            return 1.0 / drop.density
-        case "l1":
-            difference = statistics.Difference(base=_base(recipe), source=source, names=(spec.name,))
-            before, after = statistics.l1(pool, difference), statistics.kept_l1(pool, difference, drop)
-            return before / after if min(before, after) >= 1e-7 else 1.0
-        case _:
-            return 1.0
-
-
-# ---- what the families share -----------------------------------------------------------------------------------------
-
-
-def _vote(recipe: Recipe, spec: TensorSpec, parts: Sequence[_Part]) -> Kernel:
+def _vote(recipe: Recipe, spec: TensorSpec, parts: Sequence[Part]) -> Kernel:
     weighted = recipe.option("vote") == "weighted"
     if weighted:
         parts = [part for part in parts if part.weight]
@@ -273,16 +188,6 @@ def _delta(recipe: Recipe, spec: TensorSpec, terms: Sequence[Term], divisor: flo
 def _terms(sources: Sequence[str], weights: Sequence[float]) -> tuple[Term, ...]:
     pairs = zip(sources, weights, strict=True)
     return tuple(Term(source=source, weight=weight) for source, weight in pairs if weight)
-
-
-def _sparse(recipe: Recipe, spec: TensorSpec) -> list[tuple[str, float, float]]:
-    """Source, weight and density of every source that is present."""
-    columns = (recipe.sources, _per_source(recipe, "weight", spec), _per_source(recipe, "density", spec))
-    return [row for row in zip(*columns, strict=True) if row[2] > 0]
-
-
-def _is_float(spec: TensorSpec) -> bool:
-    return spec.dtype in {"bfloat16", "float16", "float32", "float64"}
 
 
 def _per_source(recipe: Recipe, name: str, spec: TensorSpec) -> tuple[float, ...]:

@@ -264,3 +264,9 @@ class TestArchive:
             store.record(samples.scored(0, shift=1e-16 * 2), job=samples.job(0))
             store.record(samples.failed(1), job=samples.job(1), final=True)
             assert store.archive() != filled.archive()
+
+
+def test_a_commit_waits_for_the_disk(store: RunStore) -> None:
+    """No test can cut the power; the setting that survives it is checked instead."""
+    assert store._db.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert store._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"

@@ -1,0 +1,67 @@
+"""A worker without a model: responses are a fixed function of the recipe and the item."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from evomerge.config import Experiment
+from evomerge.opening import Lineup
+from evomerge.outcome import Job, Outcome, Responses, Scored
+from evomerge.recipe import Recipe
+from evomerge.workers import WorkerInfo
+
+TASKS = ("alpha", "beta")
+SIZE = 60
+LINEUP = Lineup(base="base", experts=("a", "b"), layers=4, dtype="float32", digest="pool")
+
+
+def experiment(**changes: object) -> Experiment:
+    """A two-objective experiment that decodes on `LINEUP`."""
+    data: dict[str, object] = {
+        "version": 1,
+        "name": "synthetic",
+        "pool": {"base": "/nowhere/base", "experts": {"a": "/nowhere/a", "b": "/nowhere/b"}},
+        "space": {
+            "kind": "parameter",
+            "operator": {"name": "task_arithmetic"},
+            "knots": 2,
+            "genes": {"weight": {"low": 0, "high": 1}},
+        },
+        "fitness": {
+            "tasks": ["/nowhere/tasks"],
+            "objectives": [{"name": "alpha", "task": "alpha"}, {"name": "beta", "task": "beta"}],
+            "items": {"search": 12, "confirm": 20},
+            "confirm": {"shortlist": 3},
+        },
+        "algorithm": {"kind": "nsga2", "population": 6},
+        "budget": {"evaluations": 4 + 3 * 6},
+    }
+    return Experiment.model_validate(data | changes)
+
+
+def solved(recipe: Recipe, task: str, item: int) -> float:
+    """1 if the item is easier than the recipe is good at the task."""
+    weights = [v for _, field in recipe.parameters for _, rows in field.by_role() for row in rows for v in row]
+    target = {"alpha": 0.3, "beta": 0.7}[task]
+    ability = 1.0 - sum((w - target) ** 2 for w in weights) / len(weights)
+    difficulty = hashlib.blake2b(f"{task}{item}".encode(), digest_size=1).digest()[0] / 256
+    return float(difficulty < ability)
+
+
+class SyntheticWorker:
+    """Keeps the worker contract; calls `before` ahead of each job, which may raise to end the process's life."""
+
+    def __init__(self, before: Callable[[Job], None] = lambda job: None) -> None:
+        self._before = before
+
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(sizes=dict.fromkeys(TASKS, SIZE), digests=dict.fromkeys(TASKS, "items"), pool_digest="pool")
+
+    def run(self, job: Job) -> Outcome:
+        self._before(job)
+        responses = tuple(
+            Responses(task=task, metric="acc", items=ids, values=tuple(solved(job.recipe, task, item) for item in ids))
+            for task, ids in job.items.tasks
+        )
+        return Scored(candidate=job.candidate, phase=job.phase, responses=responses, seconds={"forward": 0.1})
