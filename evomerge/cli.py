@@ -43,7 +43,7 @@ CandidateOption = Annotated[str, typer.Option("--candidate", help="knee, best:OB
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def _load(name: str, assignments: list[str] | None) -> Experiment:

@@ -6,7 +6,7 @@ Legend: `w_k` weight of source k, `tau_k = theta_k - theta_0` its task vector, `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -59,6 +59,7 @@ class Operator:
 
 
 _WEIGHT = Parameter(scope="source", minimum=-10.0, maximum=10.0, low=0.0, high=1.0, default=None)
+_FULL_WEIGHT = replace(_WEIGHT, default=1.0)  # what is averaged over the agreeing sources needs no 1 / K
 _DENSITY = Parameter(scope="source", minimum=0.0, maximum=1.0, low=0.1, high=1.0, default=1.0)
 _LAMBDA = Parameter(scope="shared", minimum=-10.0, maximum=10.0, low=0.3, high=1.5, default=1.0)
 _T = Parameter(scope="shared", minimum=0.0, maximum=1.0, low=0.0, high=1.0, default=0.5)
@@ -89,7 +90,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             ),
             Operator(
                 name="ties",
-                parameters={"weight": _WEIGHT, "density": _DENSITY, "lambda": _LAMBDA},
+                parameters={"weight": _FULL_WEIGHT, "density": _DENSITY, "lambda": _LAMBDA},
                 options={"trim": _TRIM, "vote": _VOTE, "aggregate": _AGGREGATE},
                 presets={
                     "paper": {"trim": "model", "vote": "unweighted", "aggregate": "mean"},
@@ -110,7 +111,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
             ),
             Operator(
                 name="dare_ties",
-                parameters={"weight": _WEIGHT, "density": _DENSITY, "lambda": _LAMBDA},
+                parameters={"weight": _FULL_WEIGHT, "density": _DENSITY, "lambda": _LAMBDA},
                 options={"rescale": _RESCALE, "vote": _VOTE, "aggregate": _AGGREGATE},
                 presets={
                     "paper": {"rescale": "inverse", "vote": "unweighted", "aggregate": "mean"},

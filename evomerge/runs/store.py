@@ -71,7 +71,7 @@ class RunStore:
             try:
                 if (folder / DATABASE).exists():
                     raise StoreError(f"{folder}: expected no run here; got one; resume it, or choose another folder")
-                create_database(folder, {"manifest": json.dumps(manifest, sort_keys=True, allow_nan=False)})
+                create_database(folder, {"manifest": json.dumps(manifest, allow_nan=False)})
                 return cls(folder, connect(folder / DATABASE), lock)
             except BaseException:
                 lock.release()

@@ -225,9 +225,9 @@ class Training:
     """How one expert is trained; the defaults are the recipe of the README."""
 
     seed: int = 0
-    steps: int = 200
+    steps: int = 300
     batch: int = 16
-    rate: float = 1e-3
+    rate: float = 2e-3
     rank: int = 8
 
 
