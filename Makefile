@@ -36,7 +36,7 @@ types: $(INSTALLED)
 unit: $(INSTALLED)
 	$(BIN)/pytest
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(if $(QUICK),,mergekit-env)
 	$(BIN)/python experiments/benchmarks/$(NAME).py
 
 # mergekit is the oracle of the parity benchmark, in an environment of its own; evomerge never imports it.

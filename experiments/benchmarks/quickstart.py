@@ -1,7 +1,7 @@
 """The main job's figures: time, gain over every parent, kill and resume, overhead, parity with mergekit.
 
-Run it with `make bench NAME=quickstart`; `QUICK=1` takes under a minute. Every figure comes from the command line that a
-user types, in processes of their own.
+Run it with `make bench NAME=quickstart`; `QUICK=1` is shorter. Every figure comes from the command line that a user types,
+in processes of their own.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def overhead(folder: Path) -> Row:
     share = rest / (rest + stages["forward"])
     per = {**stages, "driver": bookkeeping}
     text = ", ".join(f"{stage} {1000 * seconds / len(results):.1f} ms" for stage, seconds in per.items())
-    return Row(name="share that is not forward pass", target="<= 20 %", measured=f"{share:.1%} ({text})", met=share <= 0.2)
+    text = f"{share:.1%} ({text})"
+    return Row(name="share that is not forward pass", target="<= 20 %", measured=text, met=share <= 0.2)
 
 
 def help_cost() -> Row:
@@ -145,7 +146,8 @@ def kill_and_resume(place: Path) -> list[Row]:
             double = len(b.results()) - len({(result.candidate, result.phase) for result in b.results()})
         text = f"{done} kills, {lost} lost, {double} double, archive {'identical' if same else 'DIFFERS'}"
         ok = same and not lost and not double and done >= kills
-        rows.append(Row(name=f"kill -9 and resume ({kind})", target=f"{kills} kills, 0, 0, identical", measured=text, met=ok))
+        target = f"{kills} kills, 0, 0, identical"
+        rows.append(Row(name=f"kill -9 and resume ({kind})", target=target, measured=text, met=ok))
     return rows
 
 
@@ -154,7 +156,8 @@ def parity() -> Row:
     name, target = "mergekit replays exported recipes, fp32", "<= 1 ulp"
     python = Path(".venv-mergekit/bin/python")
     if not python.exists():
-        return Row(name=name, target=target, measured="not measured: run `make mergekit-env`", met=None if QUICK else False)
+        text = "not measured: run `make mergekit-env`"
+        return Row(name=name, target=target, measured=text, met=None if QUICK else False)
     from mergekit_parity import measure
 
     worst = max(row.worst_ulp for row in measure(python))
@@ -172,8 +175,8 @@ def main() -> None:
             evomerge("run", "quickstart", "--out", str(folder), "--set", f"seed={seed}", *(SMALL if QUICK else []))
             seconds = time.perf_counter() - began
             if seed == 0:
-                name = "the main job, wall, after installation"
-                rows += [Row(name=name, target="<= 180 s", measured=f"{seconds:.0f} s", met=seconds <= 180), overhead(folder)]
+                name, text = "the main job, wall, after installation", f"{seconds:.0f} s"
+                rows += [Row(name=name, target="<= 180 s", measured=text, met=seconds <= 180), overhead(folder)]
             rows.append(gains(folder, seed))
         rows += kill_and_resume(place)
         rows.append(parity())

@@ -29,7 +29,8 @@ class Row:
 def conclude(title: str, rows: list[Row]) -> None:
     """Print the table and exit: 0 if every target was met, else 1."""
     print(f"\n{title}{' (QUICK)' if QUICK else ''}")
-    widths = [max(len(text) for text in column) for column in zip(*[(r.name, r.target, r.measured) for r in rows])]
+    cells = [(row.name, row.target, row.measured) for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(*cells, strict=True)]
     for row in rows:
         mark = {True: "met", False: "MISSED", None: "-"}[row.met]
         print(f"  {row.name:{widths[0]}}  target {row.target:{widths[1]}}  measured {row.measured:{widths[2]}}  {mark}")

@@ -148,8 +148,11 @@ def test_parameters_not_searched_are_fixed_or_default() -> None:
     config = config_of(operator={"name": "ties"}, fixed={"density": 0.3}, genes={"lambda": {}})
     recipe = space_of(config, experts=("a", "b", "c")).decode(Genome((0.5,) * 6))
     assert recipe.parameter("density").at("mlp", 0) == (0.3, 0.3, 0.3)
-    assert recipe.parameter("weight").at("mlp", 0) == (0.333333,) * 3
+    assert recipe.parameter("weight").at("mlp", 0) == (1.0, 1.0, 1.0)
     assert recipe.parameter("lambda").width == 1
+    config = config_of(genes={"lambda": {}})
+    recipe = space_of(config, experts=("a", "b", "c")).decode(Genome((0.5,) * 6))
+    assert recipe.parameter("weight").at("mlp", 0) == (0.333333,) * 3
 
 
 def test_masks_are_shared_by_candidates_and_differ_between_runs() -> None:
