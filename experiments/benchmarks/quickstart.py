@@ -1,7 +1,7 @@
 """The main job's figures: time, gain over every parent, kill and resume, overhead, parity with mergekit.
 
-Run it with `make bench NAME=quickstart`; `QUICK=1` is shorter. Every figure comes from the command line that a user types,
-in processes of their own.
+Run it with `make bench NAME=quickstart`; `QUICK=1` is shorter. Every figure comes from the command line that a user
+types, in processes of their own.
 """
 
 from __future__ import annotations
