@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,21 @@ def test_weights_that_do_not_fit_the_pool_leave_nothing(
     assert list((tmp_path / "place").iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Every file beyond 8 KB is refused, as a full disk would."""
+    """Every file beyond 8 KB is refused, as on a full disk: also the one that the test runner may be writing to."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_leaves_nothing(pool: ModelPool, tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk_leaves_nothing(pool: ModelPool, tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
-    with pytest.raises(DiskError, match="out: expected to write a model; got File too large"):
+    with full_disk(), pytest.raises(DiskError, match="out: expected to write a model; got File too large"):
         export_checkpoint(weights(pool), pool, tmp_path / "place" / "out", dtype="float32")
     assert list((tmp_path / "place").iterdir()) == []
 
