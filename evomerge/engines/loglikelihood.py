@@ -30,13 +30,14 @@ class Batch:
 
     Attributes:
         tokens: int64 `[B, L]`, padded on the right with 0; causal attention never looks there.
-        keep: K, counted from the end.
+        keep: int64 `[K]`, positions at which some row's answer token is predicted. As indices, not as a slice: a
+            gathered copy is contiguous, and multiplying a slice by a large vocabulary costs several times as much.
         rows, columns, answers, owners: int64 `[N]`: row, position among the kept ones, token id and pair of each answer
             token.
     """
 
     tokens: torch.Tensor
-    keep: int
+    keep: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     answers: torch.Tensor
@@ -65,13 +66,13 @@ def _batch(rows: Sequence[tuple[tuple[int, ...], list[int]]], pairs: Sequence[Pa
 
     length = len(rows[0][0])
     places = list(_places(rows, pairs))
-    first = min(position for _, position, _, _ in places)
     row, position, answer, owner = torch.tensor(places, device=device).unbind(1)
+    keep, columns = torch.unique(position, return_inverse=True)
     return Batch(
         tokens=torch.tensor([[*tokens, *[0] * (length - len(tokens))] for tokens, _ in rows], device=device),
-        keep=length - first,
+        keep=keep,
         rows=row,
-        columns=position - first,
+        columns=columns,
         answers=answer,
         owners=owner,
     )
@@ -118,4 +119,4 @@ def _forward_of(model: Any) -> Callable[[Batch], torch.Tensor]:
     """A function that gives the logits `[B, K, V]` of the kept positions; the rest is not computed where possible."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         return lambda batch: model(input_ids=batch.tokens, use_cache=False, logits_to_keep=batch.keep).logits
-    return lambda batch: model(input_ids=batch.tokens, use_cache=False).logits[:, -batch.keep :]
+    return lambda batch: model(input_ids=batch.tokens, use_cache=False).logits[:, batch.keep]

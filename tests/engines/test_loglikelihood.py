@@ -58,4 +58,4 @@ def test_pairs_that_differ_in_their_last_token_share_a_row() -> None:
         [((2, 3), (4, 5)), ((2, 3), (4, 6)), ((2, 3), (4,))], batch_size=8, max_length=9, device="cpu"
     )
     assert batch.tokens.tolist() == [[2, 3, 4], [2, 3, 0]]
-    assert batch.keep == 2
+    assert len(batch.keep) == 2
