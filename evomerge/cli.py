@@ -7,6 +7,7 @@ interrupted twice. Heavy packages are imported by the commands that need them.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,13 +38,18 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. budget.evaluations=100. May be repeated."),
 ]
+ExpertOption = typer.Option("--expert", metavar="NAME=FOLDER", help="An expert. May be repeated.")
 CandidateOption = Annotated[str, typer.Option("--candidate", help="knee, best:OBJECTIVE or a candidate's number.")]
 
 
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the program with exit code 1
+            raise BrokenPipeError
+
+    return PipedConsole(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def _load(name: str, assignments: list[str] | None) -> Experiment:
@@ -52,20 +58,24 @@ def _load(name: str, assignments: list[str] | None) -> Experiment:
     return load_experiment(name, assignments or ())
 
 
+def _named_folders(texts: list[str]) -> dict[str, Path]:
+    folders = {name: Path(folder) for name, equals, folder in (text.partition("=") for text in texts) if equals}
+    if len(folders) < len(texts):
+        raise typer.BadParameter("expected NAME=FOLDER, each name once", param_hint="--expert")
+    return folders
+
+
 @app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="The experiment file to write.")],
     base: Annotated[Path, typer.Option(help="Folder of the base model.")],
-    expert: Annotated[list[str], typer.Option(metavar="NAME=FOLDER", help="An expert. May be repeated.")],
+    expert: Annotated[list[str], ExpertOption],
     task: Annotated[list[Path], typer.Option(help="An lm-eval task YAML, or a folder of them. May be repeated.")],
 ) -> None:
     """Write a commented experiment file for your own models and tasks."""
     from evomerge.starter import write_starter
 
-    experts = {name: Path(folder) for name, equals, folder in (text.partition("=") for text in expert) if equals}
-    if len(experts) < len(expert):
-        raise typer.BadParameter("expected NAME=FOLDER, each name once", param_hint="--expert")
-    write_starter(file, base, experts, task)
+    write_starter(file, base, _named_folders(expert), task)
     typer.echo(f"wrote {file}; next: evomerge check {file}")
 
 
@@ -100,6 +110,32 @@ def plan(experiment: ExperimentArgument, set_: SetOption = None) -> None:
 
 
 @app.command()
+def pool(
+    experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT]", help="Whose models to look at.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Instead of an experiment: folder of the base model.")] = None,
+    expert: Annotated[list[str] | None, ExpertOption] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write heat maps into an HTML file that opens offline.")
+    ] = None,
+) -> None:
+    """Look at models before merging: how much each changes its base, cosines, sign conflicts, alarms."""
+    from evomerge.launch import open_pool
+    from evomerge.merging.kinship import kinship
+    from evomerge.merging.pool import ModelPool
+    from evomerge.reports import print_kinship, write_kinship
+
+    experts = _named_folders(expert or [])
+    by_folders = base is not None or bool(experts)
+    if (experiment is not None) == by_folders or (base is None) == bool(experts):
+        raise typer.BadParameter("expected an experiment, or --base and --expert", param_hint="EXPERIMENT")
+    models = ModelPool.open(base, experts) if base is not None else open_pool(_load(str(experiment), None))
+    found = kinship(models)
+    print_kinship(found, _console())
+    if html is not None:
+        typer.echo(write_kinship(found, ", ".join(found.experts), html))
+
+
+@app.command()
 def run(
     experiment: Annotated[
         str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, a shipped name, or a run folder.")
@@ -113,9 +149,8 @@ def run(
     from evomerge.stopping import Stop
     from evomerge.watching import watching
 
-    folder, config = _folder_and_config(experiment, out, set_ or [])
-    if executor is not None and executor != config.executor.kind:
-        folder, config = _folder_and_config(experiment, out, [*(set_ or []), f"executor={{kind: {executor}}}"])
+    changes = [*([f"executor.kind={executor}"] if executor else []), *(set_ or [])]
+    folder, config = _folder_and_config(experiment, out, changes)
     console = _console()
     with Stop().listening() as stop, watching(console) as watch:
         for progress in launch(config, folder, stop):
@@ -129,7 +164,7 @@ def _folder_and_config(name: str, out: Path | None, changes: list[str]) -> tuple
 
     if out is None and RunStore.exists(Path(name)):
         with RunStore.read(Path(name)) as store:
-            return Path(name), recorded_experiment(store.manifest["experiment"], name, changes)
+            return Path(name), recorded_experiment(store.experiment, name, changes)
     config = _load(name, changes)
     return out or Path("runs") / config.name, config
 
@@ -141,8 +176,13 @@ def _conclude(folder: Path, console: Console) -> None:
     from evomerge.reports import print_verdict, summarize, write_report
     from evomerge.runs import RunStore
 
+    page = None
     with RunStore.read(folder) as store:
-        page = write_report(store, folder / "report.html") if find_spec("plotly") and find_spec("jinja2") else None
+        if find_spec("plotly") and find_spec("jinja2"):
+            try:
+                page = write_report(store, folder / "report.html")
+            except EvomergeError as error:  # a report can be written again at any time; the verdict counts
+                typer.echo(f"warning: {error}", err=True)
         print_verdict(summarize(store), console, page)
 
 
@@ -183,6 +223,20 @@ def export(
     from evomerge.publish import export as write_model
 
     typer.echo(write_model(run, candidate, out))
+
+
+@app.command()
+def merge(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A mergekit YAML, or the recipe.json of an export.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    base: Annotated[Path | None, typer.Option(help="Folder of the base model, if the file does not say.")] = None,
+    expert: Annotated[list[str] | None, ExpertOption] = None,
+) -> None:
+    """Merge once, without a search: what a mergekit YAML or an exported recipe says."""
+    from evomerge.merge import merge as merge_models
+
+    folders = ({} if base is None else {"base": base}) | _named_folders(expert or [])
+    typer.echo(merge_models(file, out, folders))
 
 
 @app.command()
@@ -252,6 +306,8 @@ def main() -> None:
     except EvomergeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `evomerge status RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         typer.echo("interrupted; run the same command to go on", err=True)
         sys.exit(130)

@@ -69,6 +69,13 @@ def launch(experiment: Experiment, folder: Path, stop: Stop) -> Iterator[Progres
         executor = build_executor(experiment.executor, spec)
         try:
             info = executor.start()
-            yield from Search(experiment, lineup, store=store, executor=executor, info=info).run(stop)
+            search = Search(experiment, lineup, store=store, executor=executor, info=info)
+        except BaseException:
+            executor.close()
+            if not store.candidates():
+                store.discard()  # nothing began, so whatever is repaired now, space and tasks included, starts afresh
+            raise
+        try:
+            yield from search.run(stop)
         finally:
             executor.close()

@@ -41,7 +41,7 @@ class Lineup:
 def anchors(lineup: Lineup) -> dict[str, Recipe]:
     """What every front is measured against: base, each expert, uniform average; by label.
 
-    The uniform average is that of the experts; with one expert, of base and expert.
+    The uniform average is that of the experts; with one expert, of base and expert. There are `Experiment.anchors`.
     """
     averaged = lineup.experts if len(lineup.experts) > 1 else (lineup.base, *lineup.experts)
     members = {name: (name,) for name in (lineup.base, *lineup.experts)} | {"uniform": averaged}
@@ -59,7 +59,8 @@ def _fixed_part(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """What a run may not change on resume: all but budget, executor, threads, name and the places of files."""
     kept = {key: value for key, value in experiment.items() if key not in ("budget", "executor", "name")}
     kept["engine"] = {key: value for key, value in experiment["engine"].items() if key != "threads"}
-    kept["pool"] = {"experts": sorted(experiment["pool"]["experts"])}
+    pool = experiment["pool"]
+    kept["pool"] = {key: pool[key] for key in pool if key != "base"} | {"experts": sorted(pool["experts"])}
     kept["fitness"] = {key: value for key, value in experiment["fitness"].items() if key != "tasks"}
     return flat(kept)
 
@@ -112,11 +113,21 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
         }
         now = _fixed_part(resolved) | {"model contents": lineup.digest, "genes": [gene.name for gene in space.genes]}
         refuse_change(folder, before, now)
-        store.set_meta("budget", json.dumps(resolved["budget"]))
+        _refuse_smaller_budget(store, experiment)
+        store.set_meta("experiment", json.dumps(resolved))
     except BaseException:
         store.close()
         raise
     return store
+
+
+def _refuse_smaller_budget(store: RunStore, experiment: Experiment) -> None:
+    recorded = sum(candidate.kind != "answer" for candidate in store.candidates())
+    if experiment.budget.evaluations < recorded:
+        raise StoreError(
+            f"{store.folder}: {recorded} candidates are recorded already; expected budget.evaluations of at least "
+            f"that; got {experiment.budget.evaluations}"
+        )
 
 
 def space_of(experiment: Experiment, lineup: Lineup) -> SearchSpace:

@@ -27,7 +27,7 @@ def estimate_plan(
     experiment: Experiment, pool: ModelPool, lineup: Lineup, space: SearchSpace
 ) -> Iterator[tuple[str, str]]:
     """Pairs of a quantity and its value, in the order in which people ask."""
-    fixed = len(lineup.experts) + 2
+    fixed = experiment.anchors
     population = experiment.algorithm.population
     generations = (experiment.budget.evaluations - fixed) // population
     candidates = fixed + generations * population

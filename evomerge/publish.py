@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
@@ -10,14 +9,13 @@ import yaml
 from evomerge.config import Experiment
 from evomerge.errors import StoreError, require
 from evomerge.launch import open_pool
+from evomerge.merge import write_merge
 from evomerge.merging.pool import ModelPool
 from evomerge.recipe.mergekit_yaml import to_mergekit
 from evomerge.reports import model_card, summarize
 from evomerge.runs import RunStore
 
 __all__ = ["export", "licence_of"]
-
-MERGEKIT_FILE = "mergekit_config.yml"
 
 
 def licence_of(folder: Path) -> str | None:
@@ -60,18 +58,13 @@ def export(folder: Path, choice: str, out: Path | None) -> Path:
         DiskError: the disk refused a write; nothing is left behind.
     """
     require("torch", "merge")
-    from evomerge.merging.executor import execute
-    from evomerge.merging.export import export_checkpoint
-    from evomerge.merging.operators import lower
-
     with RunStore.read(folder) as store:
         summary = summarize(store)
         number = summary.pick(choice)
-        experiment = Experiment.model_validate(store.manifest["experiment"])
+        experiment = Experiment.model_validate(store.experiment)
         pool = _pool_of(store, experiment)
         recipe = summary.entries[number].recipe
     target = out or folder / "export" / choice.replace(":", "-")
-    mergekit = to_mergekit(recipe, {name: str(pool.folder(name)) for name in pool.names}, pool.specs)
     names = {name: pool.folder(name).name for name in pool.names}  # a card is for others: no path of this machine
     card = model_card(
         summary,
@@ -80,6 +73,5 @@ def export(folder: Path, choice: str, out: Path | None) -> Path:
         licences={name: licence for name in recipe.models if (licence := licence_of(pool.folder(name)))},
         mergekit_yaml=to_mergekit(recipe, names, pool.specs),
     )
-    files = {"README.md": card, MERGEKIT_FILE: mergekit, "recipe.json": json.dumps(recipe.to_data(), indent=1) + "\n"}
-    export_checkpoint(execute(lower(recipe, pool), pool), pool, target, dtype=recipe.dtype, extra_files=files)
+    write_merge(recipe, pool, target, card)
     return target

@@ -37,16 +37,16 @@ class Rescored:
 
 
 def _recorded_info(store: RunStore) -> WorkerInfo:
-    tasks = json.loads(store.meta("tasks") or "{}")
-    if not tasks:
+    found = json.loads(store.meta("workers") or "{}")
+    if not found:
         raise StoreError(f"{store.folder}: nothing was evaluated yet, so there is nothing to replay")
     return WorkerInfo(
-        sizes={task: entry["items"] for task, entry in tasks.items()},
-        digests={task: entry["digest"] for task, entry in tasks.items()},
-        device="",
-        dtype="",
+        sizes={task: entry["items"] for task, entry in found["tasks"].items()},
+        digests={task: entry["digest"] for task, entry in found["tasks"].items()},
+        device=found["device"],
+        dtype=found["dtype"],
         versions={},
-        pool_digest=store.manifest["pool_digest"],
+        pool_digest=found["model contents"],
     )
 
 
@@ -63,7 +63,7 @@ def replay_genomes(folder: Path) -> int:
     """
     with RunStore.read(folder) as store:
         manifest = store.manifest
-        experiment = Experiment.model_validate(manifest["experiment"])
+        experiment = Experiment.model_validate(store.experiment)
         lineup = Lineup(
             base="base",
             experts=tuple(experiment.pool.experts),
@@ -85,7 +85,7 @@ def rescore(folder: Path, choice: str) -> Rescored:
         StoreError: no such run or candidate, no result to compare with, the candidate fails now, or the models changed.
     """
     with RunStore.read(folder) as store:
-        experiment = Experiment.model_validate(store.manifest["experiment"])
+        experiment = Experiment.model_validate(store.experiment)
         number = summarize(store).pick(choice)
         result = store.result(number, "confirm") or store.result(number, "search")
         recipe = next(candidate.recipe for candidate in store.candidates() if candidate.id == number)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from evomerge.config import Experiment
-from evomerge.errors import RunError, StoreError
+from evomerge.errors import StoreError
+from evomerge.evaluator import Drained, Evaluator, Unsettled
 from evomerge.fitness import ItemSplit, scores, split_items
 from evomerge.opening import Lineup, anchors, flat, refuse_change, space_of
-from evomerge.outcome import Failed, ItemSet, Job, Outcome, Phase
+from evomerge.outcome import ItemSet, Phase
 from evomerge.population import PopulationManager, build_algorithm
 from evomerge.recipe import Recipe
 from evomerge.runs import Candidate, Kind, RunStore
@@ -27,11 +27,6 @@ from evomerge.workers import Executor, WorkerInfo
 
 __all__ = ["Progress", "Search"]
 
-MAX_DEATHS = 2
-"""A candidate that costs this many workers is failed for good."""
-GIVE_UP_AFTER = 8
-"""Failures without a single success after which the run stops: the fault is not the candidates'."""
-_Key = tuple[int, Phase]
 SAME_GENOME = 1e-9
 """Replayed genes may differ this much from the recorded ones (other CPUs round differently); the record counts."""
 
@@ -52,10 +47,6 @@ class Progress:
     done: int
     planned: int
     failures: int
-
-
-class _Drained(Exception):  # noqa: N818 - a way out of nested loops, not an error
-    """The wish to stop was met; nothing is in flight."""
 
 
 class Search:
@@ -88,7 +79,7 @@ class Search:
     ) -> None:
         self._experiment, self._lineup, self._store, self._executor = experiment, lineup, store, executor
         self._objectives = experiment.fitness.objectives
-        self._check_tasks(info)
+        self._check_workers(info)
         self._split: ItemSplit = split_items(info.sizes, experiment.fitness.items, experiment.seed)
         self._space = space_of(experiment, lineup)
         algorithm = build_algorithm(
@@ -99,23 +90,19 @@ class Search:
         )
         self._manager = PopulationManager(algorithm, objectives=len(self._objectives))
         self._recorded = {(c.kind, c.generation, c.slot): c for c in store.candidates()}
-        self._attempts: Counter[_Key] = Counter((a.candidate, a.phase) for a in store.attempts())
-        self._deaths: Counter[_Key] = Counter((a.candidate, a.phase) for a in store.attempts() if a.status == "failed")
-        self._failures = {(failure.candidate, failure.phase) for failure in store.failures()}
-        recipes = {c.id: c.recipe.digest for c in self._recorded.values()}
-        results = store.results()
-        self._results = {(result.candidate, result.phase) for result in results}
-        self._scored = {(r.phase, r.items_digest, recipes[r.candidate]): r.candidate for r in reversed(results)}
-        self._waited = 0.0
+        self._evaluator = Evaluator(store, executor)
 
-    def _check_tasks(self, info: WorkerInfo) -> None:
-        now = {task: {"items": info.sizes[task], "digest": info.digests[task]} for task in sorted(info.sizes)}
-        before = self._store.meta("tasks")
+    def _check_workers(self, info: WorkerInfo) -> None:
+        """What the workers found must be what the run began with; noted when it begins."""
+        tasks = {task: {"items": info.sizes[task], "digest": info.digests[task]} for task in sorted(info.sizes)}
+        now = {"tasks": tasks, "device": info.device, "dtype": info.dtype, "model contents": info.pool_digest}
+        refuse_change(self._store.folder, {"model contents": self._lineup.digest}, {"model contents": info.pool_digest})
+        before = self._store.meta("workers")
         if before is None:
-            self._store.set_meta("tasks", json.dumps(now))
+            self._store.set_meta("workers", json.dumps(now))
             self._store.set_meta("versions", json.dumps(dict(info.versions)))
         else:
-            refuse_change(self._store.folder, flat(json.loads(before), "tasks"), flat(now, "tasks"))
+            refuse_change(self._store.folder, flat(json.loads(before), "workers"), flat(now, "workers"))
 
     def run(self, stop: Stop) -> Iterator[Progress]:
         """Search until the budget is spent, then confirm; or until a stop is asked for.
@@ -133,7 +120,7 @@ class Search:
             yield from self._search(stop)
             yield from self._confirm(stop)
             self._store.set_meta("state", "finished")
-        except _Drained:
+        except Drained:
             self._store.set_meta("state", "stopped")
         finally:
             self._account(time.perf_counter() - began)
@@ -150,7 +137,7 @@ class Search:
         try:
             for _ in self._search(Stop()):
                 pass
-        except _Drained:
+        except Unsettled:
             pass
         return self._manager.generation
 
@@ -158,7 +145,7 @@ class Search:
         """Add this session's wall time, and the share that the driver itself was busy, to the run's."""
         spent = json.loads(self._store.meta("driver") or '{"wall_seconds": 0.0, "busy_seconds": 0.0}')
         spent["wall_seconds"] += seconds
-        spent["busy_seconds"] += seconds - self._waited
+        spent["busy_seconds"] += seconds - self._evaluator.waited
         self._store.set_meta("driver", json.dumps(spent))
 
     def _search(self, stop: Stop) -> Iterator[Progress]:
@@ -204,7 +191,7 @@ class Search:
                 self._check_replay(known, genome)
             candidates.append(known)
         if new and self._executor is None:
-            raise _Drained
+            raise Unsettled
         if new:
             self._store.add_candidates(new)
             self._recorded |= {(c.kind, c.generation, c.slot): c for c in new}
@@ -222,121 +209,26 @@ class Search:
             )
 
     def _scores(self, candidate: Candidate) -> tuple[float, ...] | None:
-        result = self._store.result(candidate.id, "search")
-        if result is None:
-            return None
-        return tuple(estimate.mean for estimate in scores(result.responses, self._objectives))
+        responses = self._evaluator.responses(candidate.id, "search")
+        return None if responses is None else tuple(e.mean for e in scores(responses, self._objectives))
 
     def _evaluate(
         self, candidates: Sequence[Candidate], phase: Phase, items: ItemSet, generation: int, stop: Stop
     ) -> Iterator[Progress]:
-        """Settle every candidate: a result or a final failure in the store."""
-        open_, twins = self._unsettled(candidates, phase, items)
-        if self._executor is None and (open_ or twins):
-            raise _Drained
-        queue = deque(Job(candidate=c.id, phase=phase, recipe=c.recipe, items=items) for c in open_)
-        flying: dict[int, Job] = {}
-        settled = len(candidates) - len(open_) - len(twins)
-        while queue or flying:
-            self._dispatch(queue, flying, stop)
-            for outcome in self._wait():
-                job = flying.get(outcome.candidate)
-                if job is None or outcome.phase != phase:
-                    continue  # a late or doubled reply: its job is settled
-                del flying[outcome.candidate]
-                if self._settle(outcome, job):
-                    settled += 1
-                    yield self._progress(phase, generation, settled, len(candidates))
-                else:
-                    queue.appendleft(job)
-        for candidate, twin in twins:
-            self._copy(candidate, twin, phase, items)
-            settled += 1
+        for settled in self._evaluator.settle(candidates, phase, items, stop):
             yield self._progress(phase, generation, settled, len(candidates))
-
-    def _unsettled(
-        self, candidates: Sequence[Candidate], phase: Phase, items: ItemSet
-    ) -> tuple[list[Candidate], list[tuple[Candidate, int]]]:
-        """Candidates to score, and twins: pairs of a candidate and the one whose result it shares.
-
-        Equal recipe and equal items mean one evaluation.
-        """
-        first: dict[str, int] = {}
-        open_, twins = [], []
-        for candidate in candidates:
-            key, digest = (candidate.id, phase), candidate.recipe.digest
-            if key in self._results or key in self._failures:
-                continue
-            twin = self._scored.get((phase, items.digest, digest), first.get(digest))
-            if twin is None:
-                first[digest] = candidate.id
-                open_.append(candidate)
-            else:
-                twins.append((candidate, twin))
-        return open_, twins
-
-    def _dispatch(self, queue: deque[Job], flying: dict[int, Job], stop: Stop) -> None:
-        if stop.requested and not flying:
-            raise _Drained
-        while queue and self._executor and len(flying) < self._executor.capacity and not stop.requested:
-            job = queue.popleft()
-            key = (job.candidate, job.phase)
-            self._attempts[key] += 1
-            job = replace(job, attempt=self._attempts[key])
-            self._store.start_attempt(job)
-            flying[job.candidate] = job
-            self._executor.submit(job)
-
-    def _wait(self) -> list[Outcome]:
-        began = time.perf_counter()
-        outcomes = self._executor.wait(timeout=1.0) if self._executor else []
-        self._waited += time.perf_counter() - began
-        return outcomes
-
-    def _settle(self, outcome: Outcome, job: Job) -> bool:
-        """Record an outcome; False when the job is to be tried again."""
-        key = (job.candidate, job.phase)
-        if not isinstance(outcome, Failed):
-            self._store.record(outcome, job=job)
-            self._results.add(key)
-            self._scored.setdefault((job.phase, job.items.digest, job.recipe.digest), job.candidate)
-            return True
-        self._deaths[key] += 1
-        final = not outcome.retry or self._deaths[key] >= MAX_DEATHS
-        self._store.record(outcome, job=job, final=final)
-        if final:
-            self._failures.add(key)
-            self._give_up_if_hopeless(outcome)
-        return final
-
-    def _give_up_if_hopeless(self, outcome: Failed) -> None:
-        if not self._results and len(self._failures) >= GIVE_UP_AFTER:
-            raise RunError(
-                f"the first {len(self._failures)} candidates all failed, the last one at stage {outcome.stage}: "
-                f"{outcome.reason}. See the logs in {self._store.folder / 'logs'}; run the same command to go on."
-            )
-
-    def _copy(self, candidate: Candidate, twin: int, phase: Phase, items: ItemSet) -> None:
-        """Give a candidate its twin's result, or its twin's failure."""
-        key = (candidate.id, phase)
-        if (twin, phase) in self._results:
-            self._store.copy_result(candidate.id, phase, twin)
-            self._results.add(key)
-            return
-        job = Job(candidate=candidate.id, phase=phase, recipe=candidate.recipe, items=items)
-        reason = f"the same recipe failed as candidate {twin}"
-        failed = Failed(candidate=candidate.id, phase=phase, stage="evaluate", reason=reason)
-        self._store.start_attempt(job)
-        self._store.record(failed, job=job, final=True)
-        self._failures.add(key)
 
     def _progress(self, phase: Phase, generation: int, settled: int, batch: int) -> Progress:
         if phase == "confirm":
-            return Progress(phase=phase, generation=-1, done=settled, planned=batch, failures=len(self._failures))
-        before = 0 if generation == 0 else len(self._lineup.experts) + 2 + generation * self._manager.population
+            return Progress(phase=phase, generation=-1, done=settled, planned=batch, failures=self._evaluator.failures)
+        before = 0 if generation == 0 else self._experiment.anchors + generation * self._manager.population
         planned = self._experiment.budget.evaluations
         return Progress(
-            phase=phase, generation=generation, done=before + settled, planned=planned, failures=len(self._failures)
+            phase=phase,
+            generation=generation,
+            done=before + settled,
+            planned=planned,
+            failures=self._evaluator.failures,
         )
 
     def _confirm(self, stop: Stop) -> Iterator[Progress]:
@@ -348,7 +240,7 @@ class Search:
     def _finalists(self) -> list[Candidate]:
         """The algorithm's answer as candidates, best first, each recipe once, no more than the shortlist holds."""
         known = {c.recipe.digest: c for c in sorted(self._recorded.values(), key=lambda c: -c.id)}
-        generation = max((c.generation for c in self._recorded.values() if c.kind == "search"), default=-1)
+        generation = self._manager.generation - 1
         chosen: list[Candidate] = []
         fresh: list[tuple[Genome | None, Recipe]] = []
         decoded = [(genome, self._space.decode(genome)) for genome in self._manager.answer()]

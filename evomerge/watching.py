@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -47,6 +47,11 @@ def _lines(console: Console) -> Watch:
         nonlocal seen
         if (progress.phase, progress.generation) != seen or progress.done == progress.planned:
             seen = (progress.phase, progress.generation)
-            console.print(f"{_words(progress, stopping)}: {progress.done} of {progress.planned}")
+            with suppress(BrokenPipeError):  # whoever read the pipe has gone; the run goes on
+                print(
+                    f"{_words(progress, stopping)}: {progress.done} of {progress.planned}",
+                    file=console.file,
+                    flush=True,
+                )
 
     return show

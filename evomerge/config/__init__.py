@@ -1,5 +1,6 @@
 """Configuration: schema, YAML with lines, shipped names."""
 
+from evomerge.config.coefficients import Coefficient
 from evomerge.config.loader import (
     dump,
     find,
@@ -35,6 +36,7 @@ __all__ = [
     "Algorithm",
     "Budget",
     "CmaConfig",
+    "Coefficient",
     "ConfirmConfig",
     "EngineConfig",
     "ExecutorConfig",

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from evomerge.config.yaml_lines import Document, KeyPath
 from evomerge.errors import Fault
+from evomerge.yaml_lines import Document, KeyPath
 
 __all__ = ["faults_of", "near"]
 

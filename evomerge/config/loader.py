@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from evomerge.config.coefficients import read_coefficients
 from evomerge.config.faults import faults_of, near
 from evomerge.config.models import Experiment, FitnessConfig, ParameterSpaceConfig
-from evomerge.config.yaml_lines import Document, KeyPath, Place, parse
 from evomerge.errors import ConfigError, Fault
+from evomerge.yaml_lines import Document, KeyPath, Place, parse
 
 __all__ = [
     "dump",
@@ -84,7 +85,7 @@ def _read(path: Path) -> Document:
 
 
 def _assign(document: Document, assignments: Sequence[str]) -> list[Fault]:
-    """Write `a.b=c` into the data; values are read as YAML."""
+    """Write `a.b=c` into the data; values are read as YAML. Another `kind` starts from that kind's own defaults."""
     faults = []
     for assignment in assignments:
         option = f"--set {assignment}"
@@ -92,9 +93,22 @@ def _assign(document: Document, assignments: Sequence[str]) -> list[Fault]:
         path = tuple(keys.strip().split("."))
         if not equals or not all(path):
             faults.append(Fault(path=option, message="expected key.key=value"))
-        elif not document.put(path, parse(text, option).data, Place(None, option)):
+            continue
+        value = parse(text, option).data
+        if path[-1] == "kind" and len(path) > 1:
+            _renew(document, path[:-1], value, Place(None, option))
+        if not document.put(path, value, Place(None, option)):
             faults.append(Fault(path=option, message="only keys of mappings can be set this way"))
     return faults
+
+
+def _renew(document: Document, path: KeyPath, kind: Any, place: Place) -> None:
+    """Empty a mapping whose kind is about to change: its other keys belong to the old kind."""
+    mapping = document.data
+    for key in path:
+        mapping = mapping.get(key) if isinstance(mapping, dict) else None
+    if isinstance(mapping, dict) and mapping.get("kind") not in (None, kind):
+        document.put(path, {}, place)
 
 
 def _absolute(folder: Path, text: str) -> str:
@@ -104,6 +118,11 @@ def _absolute(folder: Path, text: str) -> str:
 def _resolve_tasks(data: Any, folder: Path) -> None:
     if isinstance(data, dict) and isinstance(data.get("tasks"), list):
         data["tasks"] = [_absolute(folder, task) if isinstance(task, str) else task for task in data["tasks"]]
+
+
+def _resolve_start(data: Any, folder: Path) -> None:
+    if isinstance(data, dict) and isinstance(data.get("start_from"), str):
+        data["start_from"] = _absolute(folder, data["start_from"])
 
 
 def _resolve_pool(data: Any, folder: Path) -> None:
@@ -147,8 +166,25 @@ def _graft(document: Document, key: str, folder: Path) -> Fault | None:
         place = f" (line {fault.line})" if fault.line else ""
         return document.fault((key,), f"{error.source}{place}: {fault.message}")
     _resolve_tasks(nested.data, path.parent)
+    _resolve_start(nested.data, path.parent)
     document.graft((key,), nested)
     return None
+
+
+def _graft_start(document: Document, space: KeyPath) -> list[Fault]:
+    """Replace the path under a space's `start_from` by the coefficients in that file."""
+    data = document.data
+    for key in space:
+        data = data.get(key)
+    if not isinstance(data, dict) or not isinstance(data.get("start_from"), str):
+        return []
+    path = (*space, "start_from")
+    try:
+        document.graft(path, read_coefficients(Path(data["start_from"])))
+    except ConfigError as error:
+        del data["start_from"]
+        return [document.fault(path, f"{error.source}: {fault.message}") for fault in error.faults]
+    return []
 
 
 def load_experiment(name: str, assignments: Sequence[str] = ()) -> Experiment:
@@ -187,6 +223,8 @@ def _experiment(document: Document, folder: Path, assignments: Sequence[str]) ->
     faults += [fault for fault in missing.values() if fault is not None]
     _resolve_pool(document.data.get("pool"), folder)
     _resolve_tasks(document.data.get("fitness"), folder)
+    _resolve_start(document.data.get("space"), folder)
+    faults += _graft_start(document, ("space",))
     try:
         experiment = _validate(Experiment, document)
     except ConfigError as error:
@@ -205,7 +243,12 @@ def load_space(name: str) -> ParameterSpaceConfig:
     Raises:
         ConfigError: any fault.
     """
-    return _validate(ParameterSpaceConfig, _read(find(name, "search_spaces")))
+    path = find(name, "search_spaces")
+    document = _read(path)
+    _resolve_start(document.data, path.parent)
+    if faults := _graft_start(document, ()):
+        raise ConfigError(document.source, faults)
+    return _validate(ParameterSpaceConfig, document)
 
 
 def load_fitness(name: str) -> FitnessConfig:

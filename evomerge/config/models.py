@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
 
+from evomerge.config.base import STRICT, Finite, Name
+from evomerge.config.coefficients import Coefficient
 from evomerge.recipe import OPERATORS, OptionValue, Preset
 
 __all__ = [
@@ -34,14 +36,9 @@ __all__ = [
     "SerialConfig",
 ]
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-"""Letters, digits, `_`, `.` and `-`: safe in file names and in the report."""
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
 
 class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = STRICT
 
 
 class PoolConfig(_Config):
@@ -50,21 +47,30 @@ class PoolConfig(_Config):
     base: Path
     """Folder of the base model."""
     experts: Annotated[dict[Name, Path], Field(min_length=1)]
-    """Folders of the experts, by a name of your choice."""
+    """Folders of the experts, by a name of your choice: models, or PEFT LoRA adapters on the base."""
+    tokenizer: str | None = None
+    """Whose tokenizer, special tokens and chat template the merged model takes: `base`, or the name of an expert. Rows
+    of embeddings and output heads then follow the text of their tokens. Left out: models that differ are refused."""
 
     @field_validator("experts")
     @classmethod
     def _base_is_reserved(cls, experts: dict[str, Path]) -> dict[str, Path]:
-        if "base" in experts:
-            raise ValueError("'base' names the base model; give this expert another name")
+        for name in {"base", "uniform"} & experts.keys():
+            raise ValueError(f"{name!r} names an anchor of every run; give this expert another name")
         return experts
+
+    @model_validator(mode="after")
+    def _tokenizer_of_a_model(self) -> Self:
+        if self.tokenizer not in (None, "base", *self.experts):
+            raise ValueError(f"tokenizer: expected one of {['base', *self.experts]}; got {self.tokenizer!r}")
+        return self
 
 
 class OperatorConfig(_Config):
     """Which merge operator, and its fixed options."""
 
     name: str
-    """One of the operators: linear, task_arithmetic, ties, dare_linear, dare_ties, slerp."""
+    """A merge operator, for example task_arithmetic; an unknown name is answered with all that there are."""
     preset: Preset = "paper"
     """`paper` follows the publication, `mergekit` reproduces that tool."""
     options: dict[str, OptionValue] = {}
@@ -96,6 +102,8 @@ class GeneRange(_Config):
     """Where the search starts; the operator's default if left out."""
     knots: Annotated[int, Field(ge=1)] | Literal["layer"] | None = None
     """Knots of this parameter over depth; the space's own number if left out."""
+    edges: Literal["own", "first"] = "own"
+    """Embeddings and output head: `own` genes, or the value of the `first` layer (in the first group)."""
 
 
 Groups = dict[Name, tuple[Literal["attention", "mlp", "norm"], ...]]
@@ -105,7 +113,7 @@ class ParameterSpaceConfig(_Config):
     """Parameter space: one operator with coefficients over layer x module group x expert.
 
     Each searched parameter has `knots` genes per module group and expert, interpolated linearly over depth, and genes
-    of its own for embeddings and output head.
+    of its own for embeddings and output head (unless `edges` says otherwise).
     """
 
     kind: Literal["parameter"]
@@ -118,6 +126,11 @@ class ParameterSpaceConfig(_Config):
     """Searched parameters, by name."""
     fixed: dict[str, Finite] = {}
     """Parameters with one fixed value, by name; what is named nowhere keeps the operator's default."""
+    per_expert: dict[str, dict[Name, Finite]] = {}
+    """Parameters with one fixed value for each expert, by name and expert."""
+    start_from: tuple[Coefficient, ...] = ()
+    """Where the search starts, instead of each gene's `start`: coefficients found elsewhere, as a CSV, JSON or YAML
+    file, or the list itself. Every layer and expert must be there; embeddings and head may be left out."""
 
     @field_validator("groups")
     @classmethod
@@ -130,11 +143,12 @@ class ParameterSpaceConfig(_Config):
     @model_validator(mode="after")
     def _fits_operator(self) -> Self:
         operator = OPERATORS[self.operator.name]
-        for name in [*self.genes, *self.fixed]:
+        named = [*self.genes, *self.fixed, *self.per_expert]
+        for name in named:
             if name not in operator.parameters:
                 raise ValueError(f"{operator.name} has the parameters {sorted(operator.parameters)}; got {name!r}")
-        if both := sorted(set(self.genes) & set(self.fixed)):
-            raise ValueError(f"a parameter is either searched (genes) or fixed; got {both} in both")
+        if twice := sorted(name for name in set(named) if named.count(name) > 1):
+            raise ValueError(f"a parameter is either searched (genes) or fixed (fixed, per_expert); got {twice} twice")
         for name, gene in self.genes.items():
             low, high = self.bounds(name)
             legal = operator.parameters[name]
@@ -144,10 +158,21 @@ class ParameterSpaceConfig(_Config):
                 )
             if gene.start is not None and not low <= gene.start <= high:
                 raise ValueError(f"{name}: start must lie in [{low}, {high}]; got {gene.start}")
-        for name, value in self.fixed.items():
+        for name in self.per_expert:
+            if operator.parameters[name].scope == "shared":
+                raise ValueError(f"{name} is shared by all experts; write its one value under fixed")
+        pairs = [*self.fixed.items(), *((name, value) for name, by in self.per_expert.items() for value in by.values())]
+        for name, value in pairs:
             legal = operator.parameters[name]
             if not legal.minimum <= value <= legal.maximum:
                 raise ValueError(f"{name}: expected a value in [{legal.minimum}, {legal.maximum}]; got {value}")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_what_is_searched(self) -> Self:
+        for name in dict.fromkeys(coefficient.parameter for coefficient in self.start_from):
+            if name not in self.genes:
+                raise ValueError(f"start_from: expected values of searched parameters {[*self.genes]}; got {name!r}")
         return self
 
     def bounds(self, name: str) -> tuple[float, float]:
@@ -192,7 +217,7 @@ class ConfirmConfig(_Config):
 
     shortlist: Annotated[int, Field(ge=1)] = 12
     """Most candidates of the final front that are confirmed, beside the anchors."""
-    level: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    level: Annotated[Finite, Field(gt=0.5, lt=1.0)] = 0.95
     """Confidence level of the intervals."""
 
 
@@ -231,7 +256,7 @@ class CmaConfig(_Config):
 
     kind: Literal["cma"]
     population: Population = 24
-    sigma: Annotated[float, Field(gt=0, le=1)] = 0.2
+    sigma: Annotated[Finite, Field(gt=0, le=1)] = 0.2
     """First step size, as a share of each gene's range."""
 
 
@@ -288,13 +313,13 @@ class RayConfig(_Config):
     workers: Annotated[int, Field(ge=1)] = 2
     address: str | None = None
     """Ray cluster to join; a local one is started if left out."""
-    cpus: Annotated[float, Field(gt=0)] = 1.0
+    cpus: Annotated[Finite, Field(gt=0)] = 1.0
     """CPUs per worker."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
+    gpus: Annotated[Finite, Field(ge=0)] = 0.0
     """GPUs per worker; a fraction shares one."""
-    job_timeout_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    job_timeout_seconds: Annotated[Finite, Field(gt=0)] = 1800.0
     """A job that takes longer is stopped and its worker replaced."""
-    start_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    start_timeout_seconds: Annotated[Finite, Field(gt=0)] = 600.0
     """How long a worker may take to come up."""
 
 
@@ -318,13 +343,17 @@ class Experiment(_Config):
     engine: EngineConfig = EngineConfig()
     executor: ExecutorConfig = SerialConfig(kind="serial")
 
+    @property
+    def anchors(self) -> int:
+        """How many fixed references every run scores: base, each expert, uniform average."""
+        return len(self.pool.experts) + 2
+
     @model_validator(mode="after")
     def _budget_holds_one_generation(self) -> Self:
-        anchors = len(self.pool.experts) + 2
-        least = anchors + self.algorithm.population
+        least = self.anchors + self.algorithm.population
         if self.budget.evaluations < least:
             raise ValueError(
-                f"budget.evaluations must hold the {anchors} anchors and one population of "
+                f"budget.evaluations must hold the {self.anchors} anchors and one population of "
                 f"{self.algorithm.population}, {least} in all; got {self.budget.evaluations}; "
                 "raise the budget or lower algorithm.population"
             )

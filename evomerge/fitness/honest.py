@@ -1,7 +1,7 @@
 """What may be claimed at the end: finalists against anchors, item by item, on items that the search never saw.
 
-Many comparisons are made and the best is shown, so every interval is widened to hold together with the others of its
-kind (Bonferroni). Knows nothing of recipes or of how candidates were found.
+Many comparisons are made and the best is shown, so every interval is widened to hold together with all others
+(Bonferroni). Knows nothing of recipes or of how candidates were found.
 
 Legend: as in `estimate`; d = difference of two candidates' scores on one item.
 """
@@ -133,8 +133,8 @@ def confirm_front(
 ) -> ConfirmedFront:
     """The front by confirmed scores, and every finalist's gains over every anchor.
 
-    The intervals of one kind (those of the mean, or those of one objective) hold together at `level` over all pairs of
-    a finalist and an anchor, so the choice of a best finalist does not void them.
+    All intervals hold together at `level`: over every pair of a finalist and an anchor, for the mean and for each
+    objective. So neither the choice of a best finalist nor that of an objective to praise it for voids them.
 
     Args:
         finalists: confirmation responses by candidate id, anchors included.
@@ -149,7 +149,8 @@ def confirm_front(
     means = np.array([[estimate.mean for estimate in scores(finalists[i], objectives)] for i in ids])
     front = nondominated(-means)
     new = [i for i in ids if i not in set(anchors.values())]
-    comparisons = max(len(new) * len(anchors), 1)
+    kinds = 1 + len(objectives) if len(objectives) > 1 else 1
+    comparisons = max(len(new) * len(anchors) * kinds, 1)
     return ConfirmedFront(
         members=tuple(ids[row] for row in front),
         knee=ids[front[knee(-means[front])]],

@@ -84,7 +84,8 @@ def split_items(sizes: Mapping[str, int], items: ItemsConfig, seed: int) -> Item
             f"{'; '.join(small)}: expected at least {needed} in each, {items.search} to search and {items.confirm} "
             "others to confirm; lower fitness.items.search or fitness.items.confirm, or add items"
         )
-    order = {task: stream(seed, "split", task).permutation(size).tolist() for task, size in sizes.items()}
+    # Keyed by size, not by name: tasks that ask about one list of documents in several ways are split alike.
+    order = {task: stream(seed, "split", size).permutation(size).tolist() for task, size in sizes.items()}
     return ItemSplit(
         confirm=ItemSet.of({task: tuple(ids[: items.confirm]) for task, ids in order.items()}),
         pool={task: tuple(sorted(ids[items.confirm :])) for task, ids in order.items()},

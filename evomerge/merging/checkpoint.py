@@ -11,14 +11,24 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from evomerge.errors import PoolError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "INDEX_FILE", "ITEM_BYTES", "SINGLE_FILE", "Checkpoint", "TensorInfo", "read_header", "read_json"]
+__all__ = [
+    "DTYPES",
+    "INDEX_FILE",
+    "ITEM_BYTES",
+    "SINGLE_FILE",
+    "Checkpoint",
+    "Model",
+    "TensorInfo",
+    "read_header",
+    "read_json",
+]
 
 DTYPES: Mapping[str, str] = {
     "BF16": "bfloat16",
@@ -64,6 +74,7 @@ class TensorInfo:
     """One tensor in a file.
 
     Attributes:
+        name: in the file.
         shape: as stored, row-major.
         dtype: torch's name, for example `bfloat16`.
         start, stop: its bytes in the file, `[start, stop)`.
@@ -149,6 +160,33 @@ def _broken(file: Path, expected: str, got: str) -> PoolError:
     return PoolError(f"{file}: truncated or garbled; expected {expected}; got {got}; download or copy the file again")
 
 
+class Model(Protocol):
+    """Weights by name, in whatever form they are stored."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lives."""
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lives."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The content of its `config.json`."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor, by name."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold weights of its own, sorted."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor; do not write to it."""
+
+
 @final
 class Checkpoint:
     """One Hugging Face model folder.
@@ -157,13 +195,13 @@ class Checkpoint:
     as its headers; the maps are opened anew on the other side.
 
     Attributes:
-        folder: the folder.
+        folder, tokenizer_folder: the folder.
         config: the content of `config.json`.
-        tensors: every stored tensor, by name, sorted.
+        tensors: every stored tensor, by name, sorted; a name may differ from that in the file (see `renamed`).
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
-        self.folder = folder
+        self.folder = self.tokenizer_folder = folder
         self.config = config
         self.tensors = tensors
         self._maps: dict[Path, Any] = {}
@@ -184,6 +222,10 @@ class Checkpoint:
             _check_index(folder / INDEX_FILE, tensors)
         return cls(folder, config, dict(sorted(tensors.items())))
 
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same model with other names for its tensors: new by old, one for each."""
+        return Checkpoint(self.folder, self.config, {names[name]: tensor for name, tensor in self.tensors.items()})
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the weights, sorted."""
@@ -195,7 +237,8 @@ class Checkpoint:
         Raises:
             KeyError: no such tensor.
         """
-        tensor: torch.Tensor = self._map(self.tensors[name].file).get_tensor(name)
+        info = self.tensors[name]
+        tensor: torch.Tensor = self._map(info.file).get_tensor(info.name)
         return tensor
 
     def _map(self, file: Path) -> Any:

@@ -7,11 +7,7 @@ modification time and inode, so that a file is read once however often its pool 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from evomerge.errors import PoolError
+from evomerge.merging.cache import remember, remembered
 from evomerge.merging.checkpoint import TensorInfo, read_header
 
 __all__ = ["Content", "scan"]
@@ -58,12 +55,20 @@ def scan(file: Path) -> Content:
     except OSError as error:
         raise PoolError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
     key = [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
-    entry = _cache_folder() / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.json"
-    content = _remembered(entry, key)
+    content = _recalled(remembered("content", key))
     if content is None:
         content = _read(file)
-        _remember(entry, key, content)
+        remember("content", key, asdict(content))
     return content
+
+
+def _recalled(facts: Mapping[str, Any] | None) -> Content | None:
+    """What the cache holds; None if there is nothing, or nothing that can be trusted."""
+    try:
+        counts = {str(name): int(count) for name, count in facts["nonfinite"].items()} if facts else {}
+        return Content(digest=str(facts["digest"]), nonfinite=counts) if facts else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _read(file: Path) -> Content:
@@ -99,29 +104,3 @@ def _count_nonfinite(chunk: bytes, dtype: str) -> int:
     bits, mask = _EXPONENT[dtype]
     exponents = np.frombuffer(chunk, dtype=bits) & bits(mask)
     return int(np.count_nonzero(exponents == mask))
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("EVOMERGE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "evomerge") / "content"
-
-
-def _remembered(entry: Path, key: list[Any]) -> Content | None:
-    """The cached result; None if there is none, or none that can be trusted."""
-    try:
-        data = json.loads(entry.read_text(encoding="utf-8"))
-        if data["key"] != key:
-            return None
-        counts = {str(name): int(count) for name, count in data["nonfinite"].items()}
-        return Content(digest=str(data["digest"]), nonfinite=counts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _remember(entry: Path, key: list[Any], content: Content) -> None:
-    # Only a cache: where it cannot be written, the next opening reads the file again.
-    with suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        draft = entry.with_suffix(f".{secrets.token_hex(4)}.tmp")
-        draft.write_text(json.dumps({"key": key, **asdict(content)}), encoding="utf-8")
-        draft.replace(entry)

@@ -8,14 +8,16 @@ Knows nothing of operators.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from evomerge.errors import MergeError
-from evomerge.merging import kernels
-from evomerge.merging.plan import Copy, Delta, Linear, MergePlan, TensorPlan, Vote
+from evomerge.merging import contests, kernels
+from evomerge.merging.facts import facts_of
+from evomerge.merging.plan import Consensus, Copy, Delta, Linear, MergePlan, Overlap, TensorPlan, Vote, Winner
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool
@@ -93,42 +95,39 @@ def _write(tensor: TensorPlan, pool: ModelPool, out: torch.Tensor, block: int) -
     if isinstance(tensor.kernel, Copy):
         _store(pool.tensor(tensor.kernel.source, tensor.name), out, tensor.dtype)
         return
-    inputs = {source: pool.tensor(source, tensor.name).reshape(-1) for source in tensor.sources}
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype)
-    scratch = torch.empty(2 * len(inputs) + 2, min(block, len(flat)))
-    match tensor.kernel:
-        case Linear():
-            _sweep(partial(kernels.linear, tensor.kernel), inputs, flat, scratch, tensor.dtype)
-        case Delta():
-            _sweep(partial(kernels.delta, tensor.kernel), inputs, flat, scratch, tensor.dtype)
-        case Vote():
-            _elect(tensor.kernel, inputs, flat, scratch, tensor.dtype)
+    inputs = {source: pool.tensor(source, tensor.name).reshape(-1) for source in tensor.sources}
+    whole = kernels.Block(
+        start=0,
+        inputs=inputs,
+        scratch=torch.empty(2 * len(inputs) + 2, min(block, len(flat))),
+        facts=facts_of(tensor, pool),
+    )
+    if isinstance(tensor.kernel, Vote):
+        _elect(tensor.kernel, whole, flat, tensor.dtype)
+    else:
+        _sweep(partial(_COMPUTE[type(tensor.kernel)], tensor.kernel), whole, flat, tensor.dtype)
     if not out.is_contiguous():
         out.copy_(flat.view(out.shape))
 
 
-def _elect(
-    kernel: Vote, inputs: Mapping[str, torch.Tensor], flat: torch.Tensor, scratch: torch.Tensor, dtype: str
-) -> None:
+def _elect(kernel: Vote, whole: kernels.Block, flat: torch.Tensor, dtype: str) -> None:
     """Elect + where ballots cancel; once the majority is known to be -, and if it matters at all, do it again."""
     tally = kernels.Tally() if kernel.zero == "majority" else None
-    _sweep(partial(kernels.vote, kernel, tally=tally), inputs, flat, scratch, dtype)
+    _sweep(partial(kernels.vote, kernel, tally=tally), whole, flat, dtype)
     if tally is not None and tally.cancelled and tally.majority < 0:
-        _sweep(partial(kernels.vote, kernel, zero_sign=-1), inputs, flat, scratch, dtype)
+        _sweep(partial(kernels.vote, kernel, zero_sign=-1), whole, flat, dtype)
 
 
 def _sweep(
-    compute: Callable[[kernels.Block], torch.Tensor],
-    inputs: Mapping[str, torch.Tensor],
-    flat: torch.Tensor,
-    scratch: torch.Tensor,
-    dtype: str,
+    compute: Callable[[kernels.Block], torch.Tensor], whole: kernels.Block, flat: torch.Tensor, dtype: str
 ) -> None:
-    size = scratch.shape[1]
+    """Compute a whole tensor in blocks as long as its scratch."""
+    size = whole.scratch.shape[1]
     for start in range(0, len(flat), size):
         out = flat[start : start + size]
-        here = {source: values[start : start + size] for source, values in inputs.items()}
-        block = kernels.Block(start=start, inputs=here, scratch=scratch[:, : len(out)])
+        here = {source: values[start : start + size] for source, values in whole.inputs.items()}
+        block = replace(whole, start=start, inputs=here, scratch=whole.scratch[:, : len(out)])
         _store(compute(block), out, dtype)
 
 
@@ -138,3 +137,12 @@ def _store(values: torch.Tensor, out: torch.Tensor, dtype: str) -> None:
     if target == torch.float16 and values.dtype != target:
         values = values.clamp(-_FP16_MAX, _FP16_MAX)
     out.copy_(values if out.dtype == target else values.to(target))
+
+
+_COMPUTE: Mapping[type, Callable[[Any, kernels.Block], torch.Tensor]] = {
+    Linear: kernels.linear,
+    Delta: kernels.delta,
+    Consensus: contests.consensus,
+    Winner: contests.winner,
+    Overlap: contests.overlap,
+}

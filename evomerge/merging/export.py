@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import DiskError, MergeError, StoreError
-from evomerge.merging.checkpoint import DTYPES, INDEX_FILE, ITEM_BYTES, SINGLE_FILE, read_json
+from evomerge.errors import MergeError
+from evomerge.merging.atomic import complete_or_absent
+from evomerge.merging.checkpoint import DTYPES, INDEX_FILE, ITEM_BYTES, SINGLE_FILE
 from evomerge.merging.pool import ModelPool, TensorSpec
 from evomerge.merging.tokenizer import TOKENIZER_FILES
 from evomerge.recipe import OutputDtype
@@ -54,7 +53,7 @@ def export_checkpoint(
     extra_files: Mapping[str, str] = {},
     shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write a merged model: weights, the base's configuration, tokenizer and chat template, and files of the caller's.
+    """Write a merged model: weights, configuration, the chosen tokenizer and chat template, and files of the caller's.
 
     Args:
         tensors: every weight of the pool's `specs`, once each, in any order, on any device.
@@ -69,54 +68,23 @@ def export_checkpoint(
         MergeError: a tensor is missing, unknown, given twice or of another shape.
         DiskError: the disk refused a write; nothing is left behind.
     """
-    if out.exists():
-        raise StoreError(f"{out}: expected a folder that does not exist yet; choose another, or remove this one")
     slots = _layout(pool, dtype, shard_bytes)
-    buffers = ((spec.name, pool.tensor(pool.base, spec.name)) for spec in pool.buffers)
-    with _complete_or_absent(out) as folder:
-        _write_weights(folder, slots, chain(buffers, tensors))
+    carried = ((spec.name, pool.tensor(pool.base, spec.name)) for spec in pool.carried)
+    with complete_or_absent(out) as folder:
+        _write_weights(folder, slots, chain(carried, tensors))
         if len({slot.file for slot in slots}) > 1:
             _write_text(folder / INDEX_FILE, _index(slots))
         _write_text(folder / "config.json", _config(pool, dtype))
         for name in (*TOKENIZER_FILES, "generation_config.json"):
-            if (pool.folder(pool.base) / name).is_file():
-                shutil.copyfile(pool.folder(pool.base) / name, folder / name)
+            if (pool.tokenizer_folder / name).is_file():
+                shutil.copyfile(pool.tokenizer_folder / name, folder / name)
         for name, text in extra_files.items():
             _write_text(folder / name, text)
 
 
-@contextmanager
-def _complete_or_absent(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` if all goes well and vanishes if not."""
-    draft = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        _sync(*draft.iterdir(), draft)
-        draft.rename(out)
-        _sync(out.parent)
-    except OSError as error:
-        raise DiskError(
-            f"{out}: expected to write a model; got {error.strerror or error}; nothing was kept: "
-            "check free space and permissions, and try again"
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync(*paths: Path) -> None:
-    """Make sure that files, or a folder's list of names, survive a power cut."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _layout(pool: ModelPool, dtype: OutputDtype, shard_bytes: int) -> tuple[_Slot, ...]:
     """Every tensor's place; wider dtypes first, so that each tensor is aligned to its element."""
-    wanted = [(spec, spec.dtype) for spec in pool.buffers] + [(spec, dtype) for spec in pool.specs]
+    wanted = [(spec, spec.dtype) for spec in pool.carried] + [(spec, dtype) for spec in pool.specs]
     wanted.sort(key=lambda pair: (-ITEM_BYTES[pair[1]], pair[0].name))
     shards: list[list[tuple[TensorSpec, str, int]]] = [[]]
     room = shard_bytes
@@ -191,10 +159,9 @@ def _index(slots: Iterable[_Slot]) -> str:
 
 
 def _config(pool: ModelPool, dtype: OutputDtype) -> str:
-    config = read_json(pool.folder(pool.base) / "config.json")
     # Versions of transformers call it either; all read the older name.
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-    return json.dumps({**config, **dict.fromkeys(keys, dtype)}, indent=2) + "\n"
+    keys = [key for key in ("dtype", "torch_dtype") if key in pool.config] or ["torch_dtype"]
+    return json.dumps({**pool.config, **dict.fromkeys(keys, dtype)}, indent=2) + "\n"
 
 
 def _write_text(file: Path, text: str) -> None:

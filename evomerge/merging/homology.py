@@ -1,4 +1,4 @@
-"""Whether models can be merged: one architecture, the same tensors, the same tokenizer.
+"""Whether models can be merged: one architecture, the same tensors, vocabularies that match.
 
 Faults are returned, not raised, so that a pool can report all of them at once; each names the tensor or file, what the
 base has and what the model has. Needs no torch: shapes and dtypes come from headers, bytes from memory maps.
@@ -6,17 +6,25 @@ base has and what the model has. Needs no torch: shapes and dtypes come from hea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evomerge.errors import PoolError
-from evomerge.merging.checkpoint import Checkpoint, TensorInfo
-from evomerge.merging.layout import is_buffer, is_output_projection, is_token_embedding
-from evomerge.merging.tokenizer import shorten, tokenizer_faults
+from evomerge.merging.checkpoint import Model, TensorInfo
+from evomerge.merging.layout import (
+    has_vocabulary_rows,
+    is_buffer,
+    is_output_projection,
+    is_token_embedding,
+    towers_of,
+)
+from evomerge.merging.tokenizer import shorten, tokenizer_faults, translation_faults
 
-__all__ = ["buffers_of", "faults_between", "faults_within", "ties_head", "weights_of"]
+__all__ = ["Terms", "carried_by", "faults_between", "faults_within", "same_bytes", "ties_head", "weights_of"]
 
 _FLOATS = ("bfloat16", "float16", "float32")
 
@@ -44,11 +52,41 @@ _IDLE = frozenset(
 )
 """Configuration keys that do not change what the weights compute; nor do those that `_matters` rules out."""
 
+_NESTED = frozenset({"text_config", "vision_config", "audio_config", "rope_parameters", "rope_scaling"})
+
+_ROWS_REMEDY = "; say with pool.tokenizer whose vocabulary the merged model takes"
+
 _LISTED = 8
 """Tensors named one by one before the rest are counted."""
 
 
-def ties_head(models: Mapping[str, Checkpoint]) -> bool:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """On what terms the models of a pool are merged.
+
+    Attributes:
+        tied: the output head is the token embedding, in every model.
+        towers: tensors beside the base's language model that some expert lacks, and that are the base's therefore.
+        chosen: whose tokenizer and vocabulary the merged model takes; None if all must have the same.
+    """
+
+    tied: bool
+    towers: frozenset[str]
+    chosen: Model | None
+
+    @classmethod
+    def of(cls, models: Mapping[str, Model], chosen: str | None) -> Terms:
+        """The terms of a pool, whose base comes first."""
+        base, *experts = models.values()
+        towers = towers_of(base.tensors)
+        return cls(
+            tied=ties_head(models),
+            towers=towers if any(towers - expert.tensors.keys() for expert in experts) else frozenset(),
+            chosen=None if chosen is None else models[chosen],
+        )
+
+
+def ties_head(models: Mapping[str, Model]) -> bool:
     """Whether the output head is the token embedding.
 
     The base's configuration says so; where it is silent, the head is tied if no model stores one of its own.
@@ -58,27 +96,30 @@ def ties_head(models: Mapping[str, Checkpoint]) -> bool:
     return all(map(_head_is_embedding, models.values())) if declared is None else bool(declared)
 
 
-def weights_of(model: Checkpoint, *, tied: bool) -> dict[str, TensorInfo]:
-    """The tensors that are merged, by name: neither buffers nor the stored copy of a tied head."""
+def weights_of(model: Model, terms: Terms) -> dict[str, TensorInfo]:
+    """The tensors that are merged, by name: nothing that is carried over, nor the stored copy of a tied head."""
+    carried = carried_by(model, terms)
     return {
         name: tensor
         for name, tensor in model.tensors.items()
-        if not is_buffer(name, tensor.shape) and not (tied and is_output_projection(name))
+        if name not in carried and not (terms.tied and is_output_projection(name))
     }
 
 
-def buffers_of(model: Checkpoint) -> dict[str, TensorInfo]:
-    """The constants stored beside the weights, by name."""
-    return {name: tensor for name, tensor in model.tensors.items() if is_buffer(name, tensor.shape)}
+def carried_by(model: Model, terms: Terms) -> dict[str, TensorInfo]:
+    """The tensors that a merge takes from the base as they are, by name: constants, and towers that an expert lacks."""
+    return {
+        name: tensor for name, tensor in model.tensors.items() if name in terms.towers or is_buffer(name, tensor.shape)
+    }
 
 
-def faults_within(name: str, model: Checkpoint, *, tied: bool) -> list[str]:
+def faults_within(name: str, model: Model, terms: Terms) -> list[str]:
     """What keeps one model from being merged with any other.
 
     Args:
         name: its pool name, for the messages.
         model: the model.
-        tied: whether the pool's models tie the output head to the embedding.
+        terms: of the pool.
     """
     if model.config.get("quantization_config"):
         method = shorten(model.config["quantization_config"])
@@ -86,16 +127,18 @@ def faults_within(name: str, model: Checkpoint, *, tied: bool) -> list[str]:
     faults = _limited(
         f"{name}: tensor {tensor.name}: expected a dtype of {', '.join(_FLOATS)}; got {tensor.dtype}; "
         "quantised models cannot be merged: use the full model"
-        for tensor in weights_of(model, tied=tied).values()
+        for tensor in weights_of(model, terms).values()
         if tensor.dtype not in _FLOATS
     )
+    if terms.chosen is not None and model is not terms.chosen:
+        faults += [f"{name}: {fault}" for fault in _readable(translation_faults, terms.chosen, model)]
     head = next(filter(is_output_projection, model.tensors), None)
-    if tied and not _head_is_embedding(model):
+    if terms.tied and not _head_is_embedding(model):
         faults.append(
             f"{name}: tensor {head}: expected the values of the token embedding, because config.json ties the two "
             "(tie_word_embeddings); got others; remove the tensor, or set tie_word_embeddings to false in every model"
         )
-    if not tied and head is None:
+    if not terms.tied and head is None and _has_head(model):
         faults.append(
             f"{name}: tensor lm_head.weight: expected one, because config.json does not tie it to the embedding "
             "(tie_word_embeddings); got none; use the causal language model, not its body alone"
@@ -103,32 +146,47 @@ def faults_within(name: str, model: Checkpoint, *, tied: bool) -> list[str]:
     return faults
 
 
-def faults_between(base: Checkpoint, name: str, model: Checkpoint, *, tied: bool) -> list[str]:
+def faults_between(base: Model, name: str, model: Model, terms: Terms) -> list[str]:
     """What keeps an expert from being merged with its base.
 
     Args:
         base: the base model.
         name: the expert's pool name, for the messages.
         model: the expert.
-        tied: whether the pool's models tie the output head to the embedding.
+        terms: of the pool.
     """
-    faults = [*_config_faults(base.config, model.config), *_tensor_faults(base, model, tied=tied)]
-    faults += _buffer_faults(base, model)
-    try:
-        faults += tokenizer_faults(base.folder, model.folder)
-    except PoolError as error:
-        faults.append(str(error))
+    faults = [*_config_faults(base.config, model.config, terms), *_tensor_faults(base, model, terms)]
+    faults += _carried_faults(base, model, terms)
+    if terms.chosen is None:
+        faults += _readable(tokenizer_faults, base, model)
     return [f"{name}: {fault}" for fault in faults]
 
 
-def _config_faults(base: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+def _readable(compare: Callable[[Path, Path], list[str]], one: Model, other: Model) -> list[str]:
+    """Faults between the tokenizers of two models; a file that cannot be read is one of them."""
+    try:
+        return compare(one.tokenizer_folder, other.tokenizer_folder)
+    except PoolError as error:
+        return [str(error)]
+
+
+def _has_head(model: Model) -> bool:
+    """Whether the configuration promises an output head, or says nothing."""
+    return all("CausalLM" in name or "LMHead" in name for name in model.config.get("architectures") or ())
+
+
+def _config_faults(base: Mapping[str, Any], model: Mapping[str, Any], terms: Terms) -> list[str]:
+    ignored = set() if terms.chosen is None else {"vocab_size"}
+    if ("text_config" in base) != ("text_config" in model):  # a plain language model and one inside a multimodal one
+        base, model = base.get("text_config", base), model.get("text_config", model)
+        ignored |= {"architectures", "model_type"}
     mine, theirs = _flattened(base), _flattened(model)
     # A key in one file only is left alone: versions of transformers differ in which defaults they spell out, and
     # whatever changes the architecture changes a tensor too.
     return [
         f"config.json: {key}: expected {shorten(mine[key])} as in the base; got {shorten(theirs[key])}"
         for key in mine
-        if key in theirs and _matters(key) and mine[key] != theirs[key]
+        if key in theirs and _matters(key) and key.split(".")[-1] not in ignored and mine[key] != theirs[key]
     ]
 
 
@@ -136,7 +194,7 @@ def _flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as `outer.inner`, and the rotary base under one name in old and new files."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and key in {"text_config", "rope_parameters", "rope_scaling"}:
+        if isinstance(value, Mapping) and key in _NESTED:
             flat.update(_flattened(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
@@ -149,36 +207,43 @@ def _matters(key: str) -> bool:
     return not (last in _IDLE or "dropout" in last or last.endswith(("pdrop", "_token_id")))
 
 
-def _tensor_faults(base: Checkpoint, model: Checkpoint, *, tied: bool) -> list[str]:
-    mine, theirs = weights_of(base, tied=tied), weights_of(model, tied=tied)
+def _tensor_faults(base: Model, model: Model, terms: Terms) -> list[str]:
+    mine, theirs = weights_of(base, terms), weights_of(model, terms)
     missing = (f"tensor {name}: expected shape {[*mine[name].shape]}; got none" for name in mine if name not in theirs)
     extra = (f"tensor {name}: expected none; got shape {[*theirs[name].shape]}" for name in theirs if name not in mine)
     shapes = (
         f"tensor {name}: expected shape {[*mine[name].shape]} as in the base; got {[*theirs[name].shape]}"
+        f"{_ROWS_REMEDY if terms.chosen is None and has_vocabulary_rows(name) else ''}"
         for name in mine
-        if name in theirs and mine[name].shape != theirs[name].shape
+        if name in theirs and _fixed_axes(mine[name], name, terms) != _fixed_axes(theirs[name], name, terms)
     )
     return _limited(missing) + _limited(extra) + _limited(shapes)
 
 
-def _buffer_faults(base: Checkpoint, model: Checkpoint) -> list[str]:
-    mine, theirs = buffers_of(base), buffers_of(model)
+def _fixed_axes(tensor: TensorInfo, name: str, terms: Terms) -> tuple[int, ...]:
+    """The axes in which all models must agree."""
+    return tensor.shape[1:] if terms.chosen is not None and has_vocabulary_rows(name) else tensor.shape
+
+
+def _carried_faults(base: Model, model: Model, terms: Terms) -> list[str]:
+    mine, theirs = carried_by(base, terms), carried_by(model, terms)
     return _limited(
-        f"tensor {name}: expected the base's constant {mine[name].dtype} {[*mine[name].shape]}; "
+        f"tensor {name}: expected the base's {mine[name].dtype} {[*mine[name].shape]}, because it is not merged; "
         f"got {theirs[name].dtype} {[*theirs[name].shape]} with other values"
         for name in mine
-        if name in theirs and not _same_bytes(mine[name], theirs[name])
+        if name in theirs and not same_bytes(mine[name], theirs[name])
     )
 
 
-def _head_is_embedding(model: Checkpoint) -> bool:
+def _head_is_embedding(model: Model) -> bool:
     """Whether the model stores no output head, or one with the very bytes of its token embedding."""
     heads = [tensor for name, tensor in model.tensors.items() if is_output_projection(name)]
     embeddings = [tensor for name, tensor in model.tensors.items() if is_token_embedding(name)]
-    return all(_same_bytes(head, embedding) for head in heads for embedding in embeddings)
+    return all(same_bytes(head, embedding) for head in heads for embedding in embeddings)
 
 
-def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors agree in dtype, shape and every byte."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return one.start == one.stop or bool(np.array_equal(_bytes(one), _bytes(other)))

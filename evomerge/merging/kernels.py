@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from evomerge.merging import masks
-from evomerge.merging.plan import Delta, Drop, Linear, Term, Trim, Vote
+from evomerge.merging import keeps
+from evomerge.merging.factors import Factors
+from evomerge.merging.plan import Delta, Linear, Term, Trim, Vote
+from evomerge.merging.selection import variance
 
-__all__ = ["Block", "Tally", "delta", "linear", "vote"]
+__all__ = ["Block", "Tally", "ballot", "delta", "fold", "linear", "shifted", "vote"]
 
 _ONE = torch.tensor(1.0)
 
@@ -29,11 +30,13 @@ class Block:
         start: index of the first element in the flattened tensor.
         inputs: stored values by source, each `[n]`, of any float dtype.
         scratch: memory to compute in.
+        facts: by source, what is to know of the whole tensor (see `evomerge.merging.facts`).
     """
 
     start: int
     inputs: Mapping[str, torch.Tensor]
     scratch: torch.Tensor
+    facts: Mapping[str, torch.Tensor]
 
 
 @dataclass(slots=True)
@@ -51,9 +54,12 @@ class Tally:
 
 def linear(kernel: Linear, block: Block) -> torch.Tensor:
     """One block of a `Linear`, in scratch memory."""
-    total = block.scratch[0].zero_()
+    total, other = block.scratch[0].zero_(), block.scratch[1]
     for term in kernel.terms:
-        total.add_(block.inputs[term.source], alpha=term.weight)
+        values = block.inputs[term.source]
+        if term.factors is not None:
+            values = _scaled(other.copy_(values), term.factors, block.start)
+        total.add_(values, alpha=term.weight)
     return total if kernel.divisor == 1 else total.div_(kernel.divisor)
 
 
@@ -61,12 +67,12 @@ def delta(kernel: Delta, block: Block) -> torch.Tensor:
     """One block of a `Delta`, in scratch memory."""
     base, total, other = block.scratch[:3]
     base.copy_(block.inputs[kernel.base])
-    _ballot(kernel.terms[0], block, base, total)
+    ballot(kernel.terms[0], block, base, total)
     for term in kernel.terms[1:]:
-        total.add_(_ballot(term, block, base, other))
+        total.add_(ballot(term, block, base, other))
     if kernel.divisor != 1:
         total.div_(kernel.divisor)
-    return _shifted(base, total, kernel.scale)
+    return shifted(base, total, kernel.scale)
 
 
 def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None = None) -> torch.Tensor:
@@ -82,9 +88,11 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
     base, total, signs, divisor = block.scratch[:4]
     ballots, spare = block.scratch[4 : 4 + count], block.scratch[4 + count : 4 + 2 * count]
     base.copy_(block.inputs[kernel.base])
-    for term, ballot in zip(kernel.terms, ballots, strict=True):
-        _ballot(term, block, base, ballot)
-    _fold(ballots, total)
+    for term, out in zip(kernel.terms, ballots, strict=True):
+        ballot(term, block, base, out)
+    if kernel.select is not None:
+        _select(kernel.select, block.start, ballots, spare, total)
+    fold(ballots, total)
     _signs(total, zero_sign, signs)
     ballots.mul_(signs).relu_()  # what agrees with the election, as magnitudes; the rest is zero
     if tally is not None:
@@ -92,34 +100,35 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
         tally.cancelled |= bool(torch.mv(ballots, torch.eq(total, 0, out=divisor)).any())
     if any(kernel.shares):
         torch.sign(ballots, out=spare).mul_(_column(kernel.shares))
-        _fold(spare, divisor)
+        fold(spare, divisor)
+        if kernel.floor:
+            divisor.clamp_(min=kernel.floor)
         divisor.add_(torch.eq(divisor, 0, out=total))
     if any(gain != 1 for gain in kernel.gains):
         ballots.mul_(_column(kernel.gains))
-    _fold(ballots, total)
+    fold(ballots, total)
     if any(kernel.shares):
         total.div_(divisor)
-    return _shifted(base, total.mul_(signs), kernel.scale)
+    return shifted(base, total.mul_(signs), kernel.scale)
 
 
-def _ballot(term: Term, block: Block, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def ballot(term: Term, block: Block, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """`weight * keep(theta - base)`. Multiplied on its own, not fused into the sum: elections depend on it."""
     torch.sub(block.inputs[term.source], base, out=out)
-    match term.keep:
-        case Trim():
-            _trim(term.keep, block.start, out)
-        case Drop():
-            out.mul_(masks.keep(term.keep.seed, term.keep.density, block.start, len(out)))
+    keeps.apply(term, block.start, out, block.facts)
+    if term.factors is not None:
+        _scaled(out, term.factors, block.start)
     return out if term.weight == 1 else out.mul_(term.weight)
 
 
-def _trim(trim: Trim, start: int, values: torch.Tensor) -> None:
-    """Zero what lies below the threshold, and what equals it beyond the last tie."""
-    ties = min(max(trim.last_tie + 1 - start, 0), len(values))
-    below = float(np.nextafter(np.float32(trim.threshold), np.float32(0)))
-    for part, largest_zeroed in ((values[:ties], below), (values[ties:], trim.threshold)):
-        if len(part):
-            torch.ops.aten.hardshrink.out(part, largest_zeroed, out=part)
+def _scaled(values: torch.Tensor, factors: Factors, start: int) -> torch.Tensor:
+    return values.mul_(torch.from_numpy(factors.within(start, len(values))))
+
+
+def _select(rule: Trim, start: int, ballots: torch.Tensor, spare: torch.Tensor, spread: torch.Tensor) -> None:
+    """Zero the ballots where their variance is not among the largest."""
+    keeps.trim(rule, start, variance(ballots, spare, spread))
+    ballots.mul_(spread != 0)
 
 
 def _signs(total: torch.Tensor, zero_sign: int, out: torch.Tensor) -> None:
@@ -129,14 +138,15 @@ def _signs(total: torch.Tensor, zero_sign: int, out: torch.Tensor) -> None:
         out[total == 0] = -1.0
 
 
-def _fold(rows: torch.Tensor, out: torch.Tensor) -> None:
+def fold(rows: torch.Tensor, out: torch.Tensor) -> None:
     """Sum of `[K, n]` over K >= 2, strictly in order."""
     torch.add(rows[0], rows[1], out=out)
     for row in rows[2:]:
         out.add_(row)
 
 
-def _shifted(base: torch.Tensor, change: torch.Tensor, scale: float) -> torch.Tensor:
+def shifted(base: torch.Tensor, change: torch.Tensor, scale: float) -> torch.Tensor:
+    """`base + scale * change`, in place of the change."""
     return (change if scale == 1 else change.mul_(scale)).add_(base)
 
 

@@ -1,24 +1,50 @@
-"""What a tensor is, told from its name: its layer and its module role.
+"""What a tensor is, told from its name: its layer, its module role, its tower.
 
-The one table that knows how Llama, Qwen, Mistral, Gemma, Phi, OLMo, GPT-2, NeoX and their kin name their weights. Knows
-nothing of files, values or shapes beyond the number of axes.
+The one table that knows how Llama, Qwen, Mistral, Gemma, Phi, OLMo, GPT-2, NeoX, BERT, T5, ViT, CLIP and their kin name
+their weights. Knows nothing of files, values or shapes beyond the number of axes.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from evomerge.recipe import Role
 
-__all__ = ["TensorKey", "classify", "is_buffer", "is_output_projection", "is_token_embedding"]
+__all__ = [
+    "TensorKey",
+    "aligned",
+    "classify",
+    "has_vocabulary_rows",
+    "is_buffer",
+    "is_output_projection",
+    "is_token_embedding",
+    "layout_of",
+    "towers_of",
+    "writes_to_residual",
+]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.(.+)$")
+_NUMBERED = re.compile(r"(?P<stack>.*?)\.(?P<index>\d+)\.(?P<rest>.+)")
 
-_ATTENTION = frozenset({"self_attn", "attn", "attention", "self_attention", "linear_attn"})
-_MLP = frozenset({"mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "fc1", "fc2"})
+_INSIDE: tuple[tuple[Role, frozenset[str]], ...] = (
+    ("norm", frozenset({"LayerNorm"})),  # BERT keeps a block's norms inside the modules that they follow
+    (
+        "attention",
+        frozenset({"self_attn", "attn", "attention", "self_attention", "linear_attn", "encoder_attn", "cross_attn"})
+        | frozenset({"SelfAttention", "EncDecAttention", "mixer", "mamba"}),
+    ),
+    (
+        "mlp",
+        frozenset({"mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "fc1", "fc2", "DenseReluDense"})
+        | frozenset({"intermediate", "output"}),
+    ),
+)
+"""Modules inside a layer by role, the first that matches; whatever else a layer holds is `norm`."""
 
-_TOKEN_EMBEDDING = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings"})
+_TOKEN_EMBEDDING = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared"})
 _EMBED = _TOKEN_EMBEDDING | {
     "wpe",
     "embed_positions",
@@ -26,8 +52,21 @@ _EMBED = _TOKEN_EMBEDDING | {
     "rotary_emb",
     "embed_layer_norm",
     "word_embeddings_layernorm",
+    "embeddings",
 }
-_OUTPUT_PROJECTION = frozenset({"lm_head", "embed_out"})
+_OUTPUT_PROJECTION = frozenset({"lm_head", "embed_out", "decoder"})
+
+_RESIDUAL = frozenset({"o_proj", "out_proj", "c_proj", "wo", "down_proj", "fc2", "w2", "dense_4h_to_h"})
+_RESIDUAL_IN_ATTENTION = frozenset({"dense"})  # Phi and NeoX; elsewhere it may be any linear map
+
+_TOWERS = frozenset(
+    {"vision_tower", "vision_model", "vision_encoder", "visual", "audio_tower", "audio_model", "audio_encoder"}
+    | {"multi_modal_projector", "mm_projector", "connector", "embed_vision", "embed_audio", "image_newline"}
+)
+"""Parts of a multimodal model that stand beside its language model."""
+
+_WRAPPERS = frozenset({"model", "transformer", "language_model"})
+"""Modules in front of a language model, which some files name and others leave out."""
 
 _BUFFERS = frozenset({"masked_bias", "position_ids", "inv_freq"})
 """Stored by some versions of transformers, recomputed by all: constants, not weights."""
@@ -47,7 +86,7 @@ class TensorKey:
 
 
 def classify(name: str) -> TensorKey:
-    """Role and layer of a tensor.
+    """Role and layer of a tensor, by its name alone.
 
     Inside a layer, whatever belongs to the attention or MLP module takes that role (query and key norms too) and the
     rest is `norm`. Outside, embeddings of tokens and positions are `embed` and the rest is `head`.
@@ -61,10 +100,41 @@ def classify(name: str) -> TensorKey:
     inside = _LAYER.search(name)
     if inside is None:
         return TensorKey("head" if _EMBED.isdisjoint(name.split(".")) else "embed", None)
-    layer, parts = int(inside[1]), inside[2].split(".")
-    if not _ATTENTION.isdisjoint(parts):
-        return TensorKey("attention", layer)
-    return TensorKey("norm" if _MLP.isdisjoint(parts) else "mlp", layer)
+    return TensorKey(_role_inside(inside[2]), int(inside[1]))
+
+
+def layout_of(names: Iterable[str]) -> dict[str, TensorKey]:
+    """Role and layer of every tensor of one model.
+
+    Beside a language model, other towers and projectors lie outside the layers, as `head`: their depth is not its
+    depth. Where no name is known to number layers, the module list that holds most tensors is taken for them.
+    """
+    names = tuple(names)
+    towers = towers_of(names)
+    keys = {name: TensorKey("head", None) if name in towers else classify(name) for name in names}
+    if all(key.layer is None for key in keys.values()):
+        keys |= _inferred(name for name in names if name not in towers)
+    return keys
+
+
+def towers_of(names: Iterable[str]) -> frozenset[str]:
+    """The tensors that stand beside a model's language model; none if it has no language model."""
+    towers = {name for name in names if _stem(name).split(".")[0] in _TOWERS}
+    return frozenset(towers) if any(is_token_embedding(name) for name in {*names} - towers) else frozenset()
+
+
+def aligned(names: Iterable[str], base: Iterable[str]) -> dict[str, str]:
+    """What the base calls each tensor of a model, where the two name the modules in front of them differently.
+
+    So a plain language model finds itself inside a multimodal one: `model.layers.0.x` is its
+    `language_model.model.layers.0.x`, or its `model.language_model.layers.0.x`.
+
+    Returns:
+        A name for every name; its own where the base has no counterpart.
+    """
+    names, stems = tuple(names), {_stem(name): name for name in base}
+    found = {name: stems.get(_stem(name), name) for name in names}
+    return found if len({*found.values()}) == len(names) else {name: name for name in names}
 
 
 def is_token_embedding(name: str) -> bool:
@@ -77,10 +147,54 @@ def is_output_projection(name: str) -> bool:
     return name.endswith(".weight") and name.split(".")[-2] in _OUTPUT_PROJECTION
 
 
+def has_vocabulary_rows(name: str) -> bool:
+    """Whether the first axis of this tensor counts the tokens: embedding, output projection and its bias."""
+    *_, parent, last = ("", *name.split("."))
+    is_bias = last == "bias" and parent in _OUTPUT_PROJECTION | {"predictions"}
+    return is_bias or is_token_embedding(name) or is_output_projection(name)
+
+
+def writes_to_residual(name: str) -> bool:
+    """Whether this belongs to the map by which an attention or MLP module adds to the residual stream.
+
+    A layer whose such tensors are zero does nothing. In a mixture of experts every expert has one.
+
+    Example:
+        >>> writes_to_residual("model.layers.3.mlp.down_proj.weight")
+        True
+    """
+    key, (*_, parent, _) = classify(name), ("", "", *name.split("."))
+    named = parent in _RESIDUAL or (key.role == "attention" and parent in _RESIDUAL_IN_ATTENTION)
+    return key.layer is not None and named
+
+
 def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     """Whether this is a constant that some checkpoints store beside their weights.
 
     Position ids, inverse rotary frequencies, and the causal mask that GPT-2 and NeoX keep as a four-axis `attn.bias`.
     """
     *_, parent, last = ("", *name.split("."))
-    return last in _BUFFERS or (last == "bias" and parent in _ATTENTION and len(shape) == 4)
+    return last in _BUFFERS or (last == "bias" and parent in {"attn", "attention"} and len(shape) == 4)
+
+
+def _role_inside(rest: str) -> Role:
+    """The role of a tensor by what stands behind its layer's number."""
+    parts = rest.split(".")
+    return next((role for role, modules in _INSIDE if not modules.isdisjoint(parts)), "norm")
+
+
+def _inferred(names: Iterable[str]) -> dict[str, TensorKey]:
+    """Keys of the tensors in the numbered module list that holds most of them."""
+    stacks: defaultdict[str, dict[str, TensorKey]] = defaultdict(dict)
+    for name in names:
+        if found := _NUMBERED.match(name):
+            stacks[found["stack"]][name] = TensorKey(_role_inside(found["rest"]), int(found["index"]))
+    return max(stacks.values(), key=len, default={})
+
+
+def _stem(name: str) -> str:
+    """A name without the modules that only wrap a language model."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in _WRAPPERS:
+        parts.pop(0)
+    return ".".join(parts)

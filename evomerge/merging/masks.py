@@ -7,12 +7,13 @@ the same in any block size, in any order, on any device and after a resume. Know
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from evomerge.rng import derive_seed
 
-__all__ = ["keep", "tensor_seed", "uniform"]
+__all__ = ["keep", "keep_by_level", "tensor_seed", "uniform"]
 
 # SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), constants as signed 64-bit.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -51,7 +52,28 @@ def keep(seed: int, density: float, start: int, count: int) -> torch.Tensor:
     Returns:
         bool, shape `(count,)`.
     """
-    return _hash(seed, start, count) < math.ceil(density * 2.0**32) - 2**31
+    return _hash(seed, start, count) < min(_cut(density), 2**31 - 1)  # the largest that 32 bits hold
+
+
+def keep_by_level(seed: int, densities: Sequence[float], levels: torch.Tensor, start: int) -> torch.Tensor:
+    """Which elements a mask keeps whose density differs from element to element.
+
+    Args:
+        seed: from `tensor_seed`.
+        densities: of every level, each in [0, 1].
+        levels: of the elements, int32, shape `(count,)`.
+        start: index of the first element in the flattened tensor.
+
+    Returns:
+        bool, shape `(count,)`.
+    """
+    cuts = torch.tensor([_cut(density) for density in densities])
+    return _hash(seed, start, len(levels)) < cuts.index_select(0, levels)
+
+
+def _cut(density: float) -> int:
+    """The hash from which on elements are dropped."""
+    return math.ceil(density * 2.0**32) - 2**31
 
 
 def _hash(seed: int, start: int, count: int) -> torch.Tensor:

@@ -12,7 +12,37 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Copy", "Delta", "Drop", "Kernel", "Linear", "MergePlan", "TensorPlan", "Term", "Trim", "Vote", "Zero"]
+from evomerge.merging.factors import Factors
+
+__all__ = [
+    "Band",
+    "Clip",
+    "Consensus",
+    "Copy",
+    "Delta",
+    "Drop",
+    "Fence",
+    "Keep",
+    "Kernel",
+    "Linear",
+    "MergePlan",
+    "Overlap",
+    "Prune",
+    "RankScope",
+    "Score",
+    "TensorPlan",
+    "Term",
+    "Trim",
+    "Vote",
+    "Winner",
+    "Zero",
+]
+
+RankScope = Literal["row", "tensor"]
+"""Among which elements magnitudes are ranked: those of a row (the last axis), or of the whole tensor."""
+
+Score = Literal["magnitude", "rank"]
+"""By what sources compete for an element: the magnitude of their ballots, or its rank in their own tensors."""
 
 Zero = Literal["plus", "majority"]
 """Sign elected where the ballots cancel exactly: always +, or the sign that most elements of the tensor elected."""
@@ -45,12 +75,76 @@ class Drop:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """Keep what one trim keeps and another does not.
+
+    Attributes:
+        inner: what is kept.
+        outer: what of it is not: the largest magnitudes.
+    """
+
+    inner: Trim
+    outer: Trim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prune:
+    """Keep elements at random, large ones more often.
+
+    The probability of an element of level l (see `evomerge.merging.ranks`) is `density - epsilon + 2 epsilon l / 255`.
+
+    Attributes:
+        seed: of the mask, see `evomerge.merging.masks`.
+        density: mean probability of being kept.
+        epsilon: half the width of the range of probabilities; at most `min(density, 1 - density)`.
+        ranks: among which elements magnitudes are ranked.
+        inverse: divide what is kept by its probability, in fp32.
+    """
+
+    seed: int
+    density: float
+    epsilon: float
+    ranks: RankScope
+    inverse: bool
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """For each of the 256 levels."""
+        low = self.density - self.epsilon
+        return tuple(low + 2 * self.epsilon * level / 255 for level in range(256))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """Cut magnitudes down to a limit, an fp32 value."""
+
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fence:
+    """Keep what is important: `|x|` times its row's divergence (see `evomerge.merging.selection`), in fp32.
+
+    Attributes:
+        least: smallest importance kept.
+        columns: elements per row.
+    """
+
+    least: float
+    columns: int
+
+
+Keep = Trim | Band | Drop | Prune | Clip | Fence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """One source of a sum, `weight * keep(x)`; `keep=None` keeps everything."""
+    """One source of a sum, `weight * factors * keep(x)`; without factors or a rule of what to keep, `weight * x`."""
 
     source: str
     weight: float
-    keep: Trim | Drop | None = None
+    keep: Keep | None = None
+    factors: Factors | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +156,7 @@ class Copy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
-    """`sum_k weight_k theta_k / divisor`; zero when there are no terms."""
+    """`sum_k weight_k factors_k theta_k / divisor`; zero when there are no terms."""
 
     terms: tuple[Term, ...]
     divisor: float
@@ -70,7 +164,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
-    """`theta_0 + scale * sum_k weight_k keep_k(x_k) / divisor`."""
+    """`theta_0 + scale * sum_k weight_k factors_k keep_k(x_k) / divisor`."""
 
     base: str
     terms: tuple[Term, ...]
@@ -92,6 +186,8 @@ class Vote:
         gains: what each agreeing source's ballot is multiplied with; never negative.
         shares: what each agreeing source adds to the divisor.
         zero: what is elected where the ballots cancel.
+        select: only elements whose variance over the ballots this keeps take part; None takes all.
+        floor: smallest divisor; 0 for none.
     """
 
     base: str
@@ -100,9 +196,63 @@ class Vote:
     shares: tuple[float, ...]
     zero: Zero
     scale: float
+    select: Trim | None = None
+    floor: float = 0.0
 
 
-Kernel = Copy | Linear | Delta | Vote
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Consensus:
+    """A sum of task vectors where enough sources matter to it.
+
+    With ballots `y_k = weight_k x_k` and their sum `y`: source k matters where `|y_k| > cut_k |y - y_k|`; the result
+    is `theta_0 + scale * y` where at least `least` sources matter, else `theta_0`. All of it is decided in fp32.
+
+    Attributes:
+        terms: one or more, keeping everything.
+        cuts: one per term.
+    """
+
+    base: str
+    terms: tuple[Term, ...]
+    cuts: tuple[float, ...]
+    least: float
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Winner:
+    """One source per element: `theta_0 + scale * y_w` with ballots `y_k = weight_k keep_k(x_k)`.
+
+    The winner w has the highest score, of equal ones the first. By `magnitude`, the score is `|y_k|`; by `rank`, it is
+    the level of `|x_k|` in its own tensor (see `evomerge.merging.ranks`), and a ballot of zero has no score.
+    """
+
+    base: str
+    terms: tuple[Term, ...]
+    by: Score
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overlap:
+    """Sum what one source alone changed, average what several did.
+
+    Source k is active where `|x_k| > epsilon`. Where it alone is: `theta_0 + gain_k x_k`; where several are: `theta_0`
+    plus the mean of theirs; elsewhere `theta_0`.
+
+    Attributes:
+        terms: one or more, of weight 1, keeping everything.
+        epsilon: an fp32 value.
+        gains: one per term.
+    """
+
+    base: str
+    terms: tuple[Term, ...]
+    epsilon: float
+    gains: tuple[float, ...]
+
+
+Kernel = Copy | Linear | Delta | Vote | Consensus | Winner | Overlap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

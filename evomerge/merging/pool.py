@@ -1,6 +1,7 @@
 """`ModelPool`: the base and its experts, proven fit to be merged, read tensor by tensor through memory maps.
 
-Knows nothing of recipes. A pool pickles as its headers and reopens its files on the other side.
+Adapters, other vocabularies and other names of the same tensor are dealt with here: whoever reads a pool sees models of
+one shape. Knows nothing of recipes. A pool pickles as its headers and reopens its files on the other side.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from evomerge.errors import PoolError
-from evomerge.merging.checkpoint import Checkpoint, TensorInfo
+from evomerge.merging.checkpoint import Checkpoint, Model, TensorInfo
 from evomerge.merging.content import Content, scan
-from evomerge.merging.homology import buffers_of, faults_between, faults_within, ties_head, weights_of
-from evomerge.merging.layout import classify
+from evomerge.merging.homology import Terms, carried_by, faults_between, faults_within, weights_of
+from evomerge.merging.layout import TensorKey, aligned, is_buffer, layout_of
+from evomerge.merging.lora import ADAPTER_CONFIG, Adapter, is_adapter
 from evomerge.merging.tokenizer import TOKENIZER_FILES
+from evomerge.merging.vocabulary import config_in, translated
 from evomerge.recipe import OutputDtype, Role
 
 if TYPE_CHECKING:
@@ -53,24 +56,29 @@ class ModelPool:
     """A base model and experts that were fine-tuned from it.
 
     Attributes:
-        checkpoints: the models by pool name, base first.
+        models: the models by pool name, base first.
         specs: every weight, sorted by name. A tied output head is not among them: it is its embedding.
-        buffers: constants that the base's files hold beside the weights (masks, position ids); never merged.
+        carried: tensors that every merge takes from the base as they are: constants that its files hold beside the
+            weights (masks, position ids), and towers of a multimodal base that an expert lacks.
         layers: number of layers.
         dtype: of the base's weights; the one that takes most bytes, if they differ.
         digest: 32 hexadecimal digits over names, configurations, tokenizers and every byte of the weights.
+        config: content of the merged model's `config.json`, dtype aside.
+        tokenizer: pool name of the model whose tokenizer, special tokens and chat template the merged model takes.
     """
 
-    checkpoints: Mapping[str, Checkpoint]
+    models: Mapping[str, Model]
     specs: tuple[TensorSpec, ...]
-    buffers: tuple[TensorSpec, ...]
+    carried: tuple[TensorSpec, ...]
     layers: int
     dtype: OutputDtype
     digest: str
+    config: Mapping[str, Any]
     base: str = BASE
+    tokenizer: str = BASE
 
     @classmethod
-    def open(cls, base: Path, experts: Mapping[str, Path]) -> ModelPool:
+    def open(cls, base: Path, experts: Mapping[str, Path], *, tokenizer: str | None = None) -> ModelPool:
         """Open models and prove that they can be merged with each other.
 
         Reads headers, configurations and tokenizers; then every byte once, for the digest and for NaN weights (kept in
@@ -82,61 +90,81 @@ class ModelPool:
 
         Args:
             base: folder of the base model.
-            experts: folders of the experts, by pool name.
+            experts: folders of the experts, by pool name: models, or LoRA adapters on the base.
+            tokenizer: pool name of the model whose tokenizer the merged model takes; rows of embeddings and output
+                heads are then matched by the text of their tokens. None: all models must read and write text alike.
 
         Raises:
             PoolError: every fault of every model, each with the tensor or file and both values.
         """
-        checkpoints, faults = _open_all(base, experts)
-        if BASE in checkpoints:
-            faults += _inhomogeneities(checkpoints)
-        contents = _scan_all(checkpoints.values(), faults)
-        faults += _nonfinite(checkpoints, contents)
+        models, faults = _open_all(base, experts)
+        if tokenizer not in (None, BASE, *experts):
+            faults.append(f"expected a tokenizer of one of the models {[BASE, *experts]}; got {tokenizer!r}")
+        elif BASE in models and (tokenizer is None or tokenizer in models):
+            faults += _inhomogeneities(models, Terms.of(models, tokenizer))
+        contents = _scan_all(models.values(), faults)
+        faults += _nonfinite(models, contents)
         if faults:
             count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
             raise PoolError("\n  ".join([f"these models cannot be merged: {count}", *faults]))
-        return cls._of(checkpoints, contents)
+        return cls._of(models, contents, tokenizer)
 
     @classmethod
-    def _of(cls, checkpoints: Mapping[str, Checkpoint], contents: Mapping[Path, Content]) -> ModelPool:
-        base = checkpoints[BASE]
-        weights = _specs(weights_of(base, tied=ties_head(checkpoints)).values())
-        layers = [spec.layer for spec in weights if spec.layer is not None]
+    def _of(cls, models: Mapping[str, Model], contents: Mapping[Path, Content], tokenizer: str | None) -> ModelPool:
+        terms, digest = Terms.of(models, tokenizer), _digest(models, contents, tokenizer)
+        dtype = _majority(weights_of(models[BASE], terms).values())
+        chosen = tokenizer or BASE
+        config = config_in(models[BASE], models[chosen]) if chosen != BASE else models[BASE].config
+        if tokenizer is not None:
+            models = translated(models, tokenizer, BASE)
+        base = models[BASE]
+        keys = layout_of(base.tensors)
+        layers = [key.layer for key in keys.values() if key.layer is not None]
         if not layers:
             raise PoolError(
                 f"{base.folder}: expected tensors in layers, like 'model.layers.0.mlp.up_proj.weight'; "
                 f"got {[*base.tensors][:5]}; this architecture is not known"
             )
         return cls(
-            checkpoints=checkpoints,
-            specs=weights,
-            buffers=_specs(buffers_of(base).values()),
+            models=models,
+            specs=_specs(weights_of(base, terms), keys),
+            carried=_specs(carried_by(base, terms), keys),
             layers=1 + max(layers),
-            dtype=_majority(weights_of(base, tied=False).values()),
-            digest=_digest(checkpoints, contents),
+            dtype=dtype,
+            digest=digest,
+            config=config,
+            tokenizer=chosen,
         )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every pool name: the base, then the experts in the order they were given."""
-        return tuple(self.checkpoints)
+        return tuple(self.models)
 
     @property
     def experts(self) -> tuple[str, ...]:
         """The pool names of the experts, in the order they were given."""
-        return tuple(name for name in self.checkpoints if name != self.base)
+        return tuple(name for name in self.models if name != self.base)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the merged model's tokenizer lives."""
+        return self.models[self.tokenizer].tokenizer_folder
 
     def tensor(self, model: str, name: str) -> torch.Tensor:
-        """One tensor of one model, memory-mapped, in the dtype that this model stores; do not write to it.
+        """One tensor of one model, in the shape of its spec; do not write to it.
+
+        Memory-mapped, in the dtype that this model stores. Made anew by each call where a LoRA adapter changes it (in
+        fp32, see `lora`) and where rows move to another vocabulary (in the widest dtype involved, see `vocabulary`).
 
         Args:
             model: a pool name.
-            name: the name of a spec or a buffer.
+            name: the name of a spec; of the base, also that of a carried tensor.
 
         Raises:
             KeyError: no such model or tensor.
         """
-        return self.checkpoints[model].tensor(name)
+        return self.models[model].tensor(name)
 
     def folder(self, model: str) -> Path:
         """Where a model lives.
@@ -144,33 +172,47 @@ class ModelPool:
         Raises:
             KeyError: no such model.
         """
-        return self.checkpoints[model].folder
+        return self.models[model].folder
 
 
-def _open_all(base: Path, experts: Mapping[str, Path]) -> tuple[dict[str, Checkpoint], list[str]]:
-    checkpoints, faults = {}, []
+def _open_all(base: Path, experts: Mapping[str, Path]) -> tuple[dict[str, Model], list[str]]:
+    models: dict[str, Model] = {}
+    faults = []
     if BASE in experts:
         faults.append(f"an expert cannot be named {BASE!r}, the name of the base model; rename it")
-    for name, folder in {**experts, BASE: base}.items():
+    try:
+        root = Checkpoint.open(base)
+        models[BASE] = root
+    except PoolError as error:
+        root = None
+        faults.append(f"{BASE}: {error}")
+    for name, folder in experts.items():
         try:
-            checkpoints[name] = Checkpoint.open(folder)
+            if name != BASE and (expert := _open_expert(folder, root)) is not None:
+                models[name] = expert
         except PoolError as error:
             faults.append(f"{name}: {error}")
-    order = [name for name in (BASE, *experts) if name in checkpoints]
-    return {name: checkpoints[name] for name in order}, faults
+    return models, faults
 
 
-def _inhomogeneities(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
-    tied = ties_head(checkpoints)
-    faults = [fault for name, model in checkpoints.items() for fault in faults_within(name, model, tied=tied)]
-    for name, model in checkpoints.items():
+def _open_expert(folder: Path, base: Checkpoint | None) -> Model | None:
+    """An expert whose tensors bear the base's names; None for an adapter whose base cannot be read."""
+    if is_adapter(folder):
+        return None if base is None else Adapter.open(folder, base)
+    expert = Checkpoint.open(folder)
+    return expert if base is None else expert.renamed(aligned(expert.tensors, base.tensors))
+
+
+def _inhomogeneities(models: Mapping[str, Model], terms: Terms) -> list[str]:
+    faults = [fault for name, model in models.items() for fault in faults_within(name, model, terms)]
+    for name, model in models.items():
         if name != BASE:
-            faults += faults_between(checkpoints[BASE], name, model, tied=tied)
+            faults += faults_between(models[BASE], name, model, terms)
     return faults
 
 
-def _scan_all(checkpoints: Iterable[Checkpoint], faults: list[str]) -> dict[Path, Content]:
-    files = sorted({file for model in checkpoints for file in model.files})
+def _scan_all(models: Iterable[Model], faults: list[str]) -> dict[Path, Content]:
+    files = sorted({file for model in models for file in model.files})
     with ThreadPoolExecutor() as threads:
         running = {file: threads.submit(scan, file) for file in files}
     contents = {}
@@ -182,21 +224,25 @@ def _scan_all(checkpoints: Iterable[Checkpoint], faults: list[str]) -> dict[Path
     return contents
 
 
-def _nonfinite(checkpoints: Mapping[str, Checkpoint], contents: Mapping[Path, Content]) -> list[str]:
+def _nonfinite(models: Mapping[str, Model], contents: Mapping[Path, Content]) -> list[str]:
     return [
         f"{name}: tensor {tensor}: expected finite weights; got {count} NaN or infinite; train or download it again"
-        for name, model in checkpoints.items()
-        for file in model.files
-        for tensor, count in (contents[file].nonfinite if file in contents else {}).items()
-        if tensor not in buffers_of(model)
+        for name, model in models.items()
+        for tensor, count in _nonfinite_in(model, contents).items()
     ]
 
 
-def _specs(tensors: Iterable[TensorInfo]) -> tuple[TensorSpec, ...]:
-    keyed = ((tensor, classify(tensor.name)) for tensor in sorted(tensors, key=lambda tensor: tensor.name))
+def _nonfinite_in(model: Model, contents: Mapping[Path, Content]) -> dict[str, int]:
+    """How many weights are not finite, by the name that the file has for their tensor; constants may be anything."""
+    counts = {name: n for file in model.files if file in contents for name, n in contents[file].nonfinite.items()}
+    constants = {info.name for info in model.tensors.values() if is_buffer(info.name, info.shape)}
+    return {name: count for name, count in counts.items() if name not in constants}
+
+
+def _specs(tensors: Mapping[str, TensorInfo], keys: Mapping[str, TensorKey]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, role=key.role, layer=key.layer)
-        for tensor, key in keyed
+        TensorSpec(name=name, shape=tensor.shape, dtype=tensor.dtype, role=keys[name].role, layer=keys[name].layer)
+        for name, tensor in sorted(tensors.items())
     )
 
 
@@ -207,13 +253,15 @@ def _majority(tensors: Iterable[TensorInfo]) -> OutputDtype:
     return cast("OutputDtype", sizes.most_common(1)[0][0])
 
 
-def _digest(checkpoints: Mapping[str, Checkpoint], contents: Mapping[Path, Content]) -> str:
+def _digest(models: Mapping[str, Model], contents: Mapping[Path, Content], tokenizer: str | None) -> str:
     hasher = hashlib.blake2b(digest_size=16)
-    for name, model in checkpoints.items():
-        small = [model.folder / file for file in ("config.json", *TOKENIZER_FILES)]
+    for name, model in models.items():
+        small = [model.folder / file for file in ("config.json", ADAPTER_CONFIG, *TOKENIZER_FILES)]
         texts = [file.read_bytes() for file in small if file.is_file()]
         parts = [name, *(contents[file].digest for file in model.files), *map(_hash, texts)]
         hasher.update("\x1f".join(parts).encode() + b"\x1e")
+    if tokenizer is not None:
+        hasher.update(tokenizer.encode())
     return hasher.hexdigest()
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.merging import masks
+from evomerge.merging.gram_reference import GRAM_REFERENCES
+from evomerge.merging.sparse_reference import SPARSE_REFERENCES, difference, sparsified
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
@@ -41,15 +42,14 @@ def reference_merge(recipe: Recipe, pool: ModelPool) -> Iterator[tuple[str, torc
 
 
 def _merged(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> torch.Tensor:
-    match recipe.operator:
-        case "linear":
-            return _linear(recipe, pool, spec)
-        case "slerp":
-            return _slerp(recipe, pool, spec)
+    if special := GRAM_REFERENCES.get(recipe.operator) or SPARSE_REFERENCES.get(recipe.operator):
+        return special(recipe, pool, spec)
+    if recipe.operator == "linear":
+        return _linear(recipe, pool, spec)
     base = pool.tensor(str(recipe.base), spec.name).double().reshape(-1)
     (scale,) = recipe.parameter("lambda").at(spec.role, spec.layer)
     match recipe.operator:
-        case "task_arithmetic" | "dare_linear":
+        case "task_arithmetic" | "dare_linear" | "breadcrumbs" | "della_linear":
             return base + scale * _combined(recipe, pool, spec)
         case _:
             return base + scale * _elected(recipe, pool, spec)
@@ -60,17 +60,6 @@ def _linear(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> torch.Tensor:
     thetas = [pool.tensor(source, spec.name).double() for source in recipe.sources]
     total = sum((w * theta for w, theta in zip(weights, thetas, strict=True)), torch.zeros(spec.shape).double())
     return total / _total(weights) if recipe.option("normalize") else total
-
-
-def _slerp(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> torch.Tensor:
-    (t,) = recipe.parameter("t").at(spec.role, spec.layer)
-    a, b = (pool.tensor(model, spec.name).double().reshape(-1) for model in recipe.models)
-    units = [v / v.norm() if v.norm() > 1e-8 else v for v in (a, b)]
-    cosine = torch.dot(*units).clamp(-1, 1)
-    if abs(cosine) > 0.9995:
-        return (1 - t) * a + t * b
-    angle = torch.acos(cosine)
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
 def _combined(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> torch.Tensor:
@@ -124,47 +113,13 @@ def _sparse(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[_Row]:
     weights = recipe.parameter("weight").at(spec.role, spec.layer)
     if recipe.operator == "task_arithmetic":
         pairs = zip(weights, recipe.sources, strict=True)
-        return [_Row(weight, _difference(recipe, pool, source, spec.name)) for weight, source in pairs]
+        return [_Row(weight, difference(recipe, pool, source, spec.name)) for weight, source in pairs]
     densities = recipe.parameter("density").at(spec.role, spec.layer)
-    sparsify = _trimmed if recipe.operator == "ties" else _dropped
     return [
-        _Row(weight, *sparsify(recipe, pool, spec, source, density))
+        _Row(weight, *sparsified(recipe, pool, spec, source, density))
         for source, weight, density in zip(recipe.sources, weights, densities, strict=True)
         if density > 0
     ]
-
-
-def _difference(recipe: Recipe, pool: ModelPool, source: str, name: str) -> torch.Tensor:
-    base = pool.tensor(str(recipe.base), name).float()
-    return (pool.tensor(source, name).float() - base).double().reshape(-1)
-
-
-def _trimmed(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, density: float) -> tuple[torch.Tensor]:
-    x = _difference(recipe, pool, source, spec.name)
-    if density == 1:
-        return (x,)
-    if recipe.option("trim") == "tensor":
-        kept = torch.sort(x.abs(), descending=True, stable=True).indices[: max(1, int(density * len(x)))]
-        return (torch.zeros_like(x).scatter(0, kept, x[kept]),)
-    everything = torch.cat([_difference(recipe, pool, source, spec.name) for spec in pool.specs if _is_float(spec)])
-    threshold = everything.abs().sort(descending=True).values[max(1, int(density * len(everything))) - 1]
-    return (torch.where(x.abs() >= threshold, x, 0.0),)
-
-
-def _dropped(
-    recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, density: float
-) -> tuple[torch.Tensor, float]:
-    x = _difference(recipe, pool, source, spec.name)
-    mask = masks.uniform(masks.tensor_seed(recipe.mask_seed, source, spec.name), 0, len(x)) < density
-    kept = torch.where(mask, x, 0.0)
-    match recipe.option("rescale"):
-        case "inverse":
-            return kept, 1 / density
-        case "l1":
-            before, after = float(x.abs().sum()), float(kept.abs().sum())
-            return kept, 1.0 if min(before, after) < 1e-7 or density == 1 else before / after
-        case _:
-            return kept, 1.0
 
 
 def _total(weights: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Which elements of each source's task vector a recipe keeps: trimmed by magnitude (TIES) or dropped at random (DARE).
+"""Which elements of each source's task vector take part: by magnitude (TIES, Breadcrumbs), at random (DARE, DELLA).
 
 Knows nothing of how the sources are then combined.
 """
@@ -8,25 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from evomerge.merging import masks, statistics
-from evomerge.merging.plan import Drop, Term, Trim
+from evomerge.merging import masks, ranks, statistics
+from evomerge.merging.plan import Band, Drop, Keep, Prune, RankScope, Term, Trim
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
     from evomerge.recipe import Recipe
 
-__all__ = ["Part", "dropped", "is_float", "trimmed"]
+__all__ = ["Part", "banded", "dropped", "is_float", "pruned", "trimmed", "trimmed_by_tensor"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A sparsified source: its task vector, times `rescale`, where kept."""
+    """A sparsified source: its task vector, times `rescale`, where kept; a `rescale` of 0 keeps nothing."""
 
     source: str
     weight: float
-    keep: Trim | Drop | None
+    keep: Keep | None
     rescale: float = 1.0
 
     @property
@@ -47,15 +47,56 @@ def is_float(spec: TensorSpec) -> bool:
 
 def trimmed(recipe: Recipe, pool: ModelPool) -> Callable[[TensorSpec], list[Part]]:
     """The parts of every tensor under TIES, thresholds over the tensor or over the whole model."""
-    of_model = _model_trims(recipe, pool) if recipe.option("trim") == "model" else None
+    if recipe.option("trim") == "tensor":
+        return lambda spec: trimmed_by_tensor(recipe, pool, spec)
+    of_model = _model_trims(recipe, pool)
+    return lambda spec: [
+        Part(source=source, weight=weight, keep=of_model[source, density])
+        for source, weight, density in _present(recipe, spec)
+    ]
 
-    def parts(spec: TensorSpec) -> list[Part]:
-        found = []
-        for source, weight, density in _present(recipe, spec):
-            keep = of_model[source, density] if of_model else _tensor_trim(recipe, pool, spec, source, density)
-            found.append(Part(source=source, weight=weight, keep=keep))
-        return found
 
+def trimmed_by_tensor(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
+    """The parts of one tensor, each the `max(1, int(rho n))` largest changes."""
+    size = math.prod(spec.shape)
+    parts = []
+    for source, weight, density in _present(recipe, spec):
+        difference = _difference(recipe, source, spec.name)
+        keep = _trim(pool, difference, max(1, int(density * size))) if density < 1 else None
+        parts.append(Part(source=source, weight=weight, keep=keep))
+    return parts
+
+
+def banded(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
+    """The parts of one tensor under Breadcrumbs: `int(rho n)` changes, below the `int(gamma n)` largest."""
+    size = math.prod(spec.shape)
+    gammas = dict(zip(recipe.sources, recipe.parameter("gamma").at(spec.role, spec.layer), strict=True))
+    parts = []
+    for source, weight, density in _present(recipe, spec):
+        kept = int(density * size)
+        outliers = min(int(gammas[source] * size), size - kept)
+        keep = _band(pool, _difference(recipe, source, spec.name), outliers, kept) if 0 < kept < size else None
+        parts.append(Part(source=source, weight=weight, keep=keep, rescale=1.0 if kept else 0.0))
+    return parts
+
+
+def pruned(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
+    """The parts of one tensor under DELLA."""
+    epsilons = dict(zip(recipe.sources, recipe.parameter("epsilon").at(spec.role, spec.layer), strict=True))
+    parts = []
+    for source, weight, density in _present(recipe, spec):
+        prune = Prune(
+            seed=masks.tensor_seed(recipe.mask_seed, source, spec.name),
+            density=density,
+            epsilon=min(epsilons[source], density, 1 - density),
+            ranks=cast("RankScope", recipe.option("rank")),
+            inverse=recipe.option("rescale") == "inverse",
+        )
+        if density < 1:
+            rescale = _prune_rescale(recipe, pool, spec, source, prune)
+            parts.append(Part(source=source, weight=weight, keep=prune, rescale=rescale))
+        else:
+            parts.append(Part(source=source, weight=weight, keep=None))
     return parts
 
 
@@ -66,7 +107,7 @@ def dropped(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
         drop = (
             Drop(seed=masks.tensor_seed(recipe.mask_seed, source, spec.name), density=density) if density < 1 else None
         )
-        rescale = _rescale(recipe, pool, spec, source, drop) if drop else 1.0
+        rescale = _drop_rescale(recipe, pool, spec, source, drop) if drop else 1.0
         parts.append(Part(source=source, weight=weight, keep=drop, rescale=rescale))
     return parts
 
@@ -94,25 +135,41 @@ def _model_trims(recipe: Recipe, pool: ModelPool) -> Mapping[tuple[str, float], 
     return trims
 
 
-def _tensor_trim(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, density: float) -> Trim | None:
-    if density >= 1:
-        return None
-    rank = max(1, int(density * math.prod(spec.shape)))
-    difference = _difference(recipe, source, spec.name)
+def _trim(pool: ModelPool, difference: statistics.Difference, rank: int) -> Trim:
+    """Keep the elements up to some rank."""
     cut = statistics.ranked(pool, difference, [rank])[rank]
     return Trim(threshold=cut.magnitude, last_tie=cut.index)
 
 
-def _rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, drop: Drop) -> float:
-    match recipe.option("rescale"):
-        case "inverse":
-            return 1.0 / drop.density
-        case "l1":
-            difference = _difference(recipe, source, spec.name)
-            before, after = statistics.l1(pool, difference), statistics.kept_l1(pool, difference, drop)
-            return before / after if min(before, after) >= 1e-7 else 1.0
-        case _:
-            return 1.0
+def _band(pool: ModelPool, difference: statistics.Difference, outliers: int, kept: int) -> Keep:
+    """Keep the elements of the ranks from `outliers + 1` to `outliers + kept`."""
+    if not outliers:
+        return _trim(pool, difference, kept)
+    found = statistics.ranked(pool, difference, [outliers, outliers + kept])
+    outer, inner = (Trim(threshold=cut.magnitude, last_tie=cut.index) for _, cut in sorted(found.items()))
+    return Band(inner=inner, outer=outer)
+
+
+def _drop_rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, drop: Drop) -> float:
+    if recipe.option("rescale") == "inverse":
+        return 1.0 / drop.density
+    difference = _difference(recipe, source, spec.name)
+    return _l1_rescale(recipe, pool, difference, lambda: statistics.kept_l1(pool, difference, drop))
+
+
+def _prune_rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, prune: Prune) -> float:
+    difference = _difference(recipe, source, spec.name)
+    return _l1_rescale(recipe, pool, difference, lambda: ranks.kept_l1(pool, difference, prune))
+
+
+def _l1_rescale(
+    recipe: Recipe, pool: ModelPool, difference: statistics.Difference, kept_l1: Callable[[], float]
+) -> float:
+    """What restores the sum of magnitudes, if that is what the recipe asks for."""
+    if recipe.option("rescale") != "l1":
+        return 1.0
+    before, after = statistics.l1(pool, difference), kept_l1()
+    return before / after if min(before, after) >= 1e-7 else 1.0
 
 
 def _difference(recipe: Recipe, source: str, *names: str) -> statistics.Difference:

@@ -1,6 +1,6 @@
-"""Candidate-independent facts about a pool, computed once and kept: scalar products and order statistics.
+"""Candidate-independent facts about a pool, computed once and kept: sums and order statistics.
 
-They make a new angle or density a look-up instead of a pass or a sort. Reductions run over chunks of fixed size, so a
+They make a new density a look-up instead of a pass or a sort. Reductions run over chunks of fixed size, so a
 fact never depends on how an executor splits its work. Knows nothing of operators or recipes.
 
 Legend: `x = theta_source - theta_base`, formed in fp32, flattened; several tensors are taken one after the other.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from evomerge.merging.pool import ModelPool
 
-__all__ = ["Difference", "Gram", "Rank", "gram", "kept_l1", "l1", "ranked"]
+__all__ = ["CHUNK", "Difference", "Measure", "Rank", "bin_of", "chunks", "histogram", "kept_l1", "l1", "once", "ranked"]
 
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 """Elements read at a time. As many are kept sorted (2 MB); of more, only a histogram is kept (0.5 MB at most)."""
 
 _BINS = 1 << 15
@@ -35,22 +35,39 @@ _BINS = 1 << 15
 T = TypeVar("T")
 
 
+class Measure(Protocol):
+    """A number that is never negative, at every element of some tensors; hashable, so that facts about it are kept."""
+
+    @property
+    def base(self) -> str:
+        """The model whose tensors they are."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors, one after the other."""
+
+    def __hash__(self) -> int:
+        """Equal measures of one pool have equal values."""
+
+    def blocks(self, pool: ModelPool) -> Iterator[tuple[int, torch.Tensor]]:
+        """Pairs of the first element's index and fp32 values, in order."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """The differences `x` of some tensors between two models of a pool."""
+    """The differences `x` of some tensors between two models of a pool; as a measure, their magnitudes."""
 
     base: str
     source: str
     names: tuple[str, ...]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gram:
-    """Scalar products of two tensors, in fp64."""
-
-    aa: float
-    ab: float
-    bb: float
+    def blocks(self, pool: ModelPool) -> Iterator[tuple[int, torch.Tensor]]:
+        """Pairs of the first element's index and `|x|`."""
+        start = 0
+        for name in self.names:
+            for source, base in zip(chunks(pool, self.source, name), chunks(pool, self.base, name), strict=True):
+                yield start, (source.float() - base.float()).abs_()
+                start += len(base)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,25 +78,20 @@ class Rank:
     index: int
 
 
-def gram(pool: ModelPool, a: str, b: str, name: str) -> Gram:
-    """Scalar products of one tensor of models `a` and `b`."""
-    return _once(pool, ("gram", a, b, name), lambda: _gram(pool, a, b, name))
-
-
 def l1(pool: ModelPool, difference: Difference) -> float:
     """Sum of the magnitudes, in fp64."""
-    return _once(pool, ("l1", difference), lambda: sum(_sum(block) for _, block in _magnitudes(pool, difference)))
+    return once(pool, ("l1", difference), lambda: sum(_sum(block) for _, block in difference.blocks(pool)))
 
 
 def kept_l1(pool: ModelPool, difference: Difference, drop: Drop) -> float:
     """Sum of the magnitudes that a random mask keeps, in fp64."""
     return sum(
         _sum(block.mul_(masks.keep(drop.seed, drop.density, start, len(block))))
-        for start, block in _magnitudes(pool, difference)
+        for start, block in difference.blocks(pool)
     )
 
 
-def ranked(pool: ModelPool, difference: Difference, ranks: Iterable[int]) -> dict[int, Rank]:
+def ranked(pool: ModelPool, measure: Measure, ranks: Iterable[int]) -> dict[int, Rank]:
     """The elements of some ranks, 1 being the largest magnitude.
 
     Up to 2^18 elements this is a look-up in a sorted table. Beyond, a histogram tells each rank's bin, and one pass
@@ -87,14 +99,23 @@ def ranked(pool: ModelPool, difference: Difference, ranks: Iterable[int]) -> dic
 
     Args:
         pool: the models.
-        difference: the differences.
+        measure: what to rank by.
         ranks: each at least 1 and at most the number of elements.
     """
-    table = _once(pool, ("ranks", difference), lambda: _table(pool, difference))
-    return table(pool, difference, sorted(set(ranks)))
+    table = once(pool, ("ranks", measure), lambda: _table(pool, measure))
+    return table(pool, measure, sorted(set(ranks)))
 
 
-def _once(pool: ModelPool, key: Hashable, make: Callable[[], T]) -> T:
+def histogram(pool: ModelPool, measure: Measure) -> torch.Tensor:
+    """How many elements lie in each of the 2^15 bins of `bin_of`; int64."""
+    counts = torch.zeros(_BINS, dtype=torch.int64)
+    for _, block in measure.blocks(pool):
+        counts += torch.bincount(bin_of(block), minlength=_BINS)
+    return counts
+
+
+def once(pool: ModelPool, key: Hashable, make: Callable[[], T]) -> T:
+    """A fact about a pool: made when first asked for, then kept in memory."""
     facts = _facts(pool.digest)
     if key not in facts:
         facts[key] = make()
@@ -106,25 +127,9 @@ def _facts(digest: str) -> dict[Hashable, Any]:
     return {}
 
 
-def _gram(pool: ModelPool, a: str, b: str, name: str) -> Gram:
-    pairs = zip(_chunks(pool, a, name), _chunks(pool, b, name), strict=True)
-    sums = [(float(x @ x), float(x @ y), float(y @ y)) for x, y in ((x.double(), y.double()) for x, y in pairs)]
-    aa, ab, bb = (sum(column) for column in zip(*sums, strict=True))
-    return Gram(aa=aa, ab=ab, bb=bb)
-
-
-def _chunks(pool: ModelPool, model: str, name: str) -> Iterator[torch.Tensor]:
-    yield from pool.tensor(model, name).reshape(-1).split(_CHUNK)  # type: ignore[no-untyped-call]
-
-
-def _magnitudes(pool: ModelPool, difference: Difference) -> Iterator[tuple[int, torch.Tensor]]:
-    """Pairs of the first element's index and `|x|` of a chunk."""
-    start = 0
-    for name in difference.names:
-        pairs = zip(_chunks(pool, difference.source, name), _chunks(pool, difference.base, name), strict=True)
-        for source, base in pairs:
-            yield start, (source.float() - base.float()).abs_()
-            start += len(base)
+def chunks(pool: ModelPool, model: str, name: str) -> Iterator[torch.Tensor]:
+    """One tensor of one model, flattened, `CHUNK` elements at a time."""
+    yield from pool.tensor(model, name).reshape(-1).split(CHUNK)  # type: ignore[no-untyped-call]
 
 
 def _sum(block: torch.Tensor) -> float:
@@ -138,7 +143,7 @@ class _Sorted:
     magnitudes: npt.NDArray[np.float32]
     indices: npt.NDArray[np.int32]
 
-    def __call__(self, pool: ModelPool, difference: Difference, ranks: Sequence[int]) -> dict[int, Rank]:
+    def __call__(self, pool: ModelPool, measure: Measure, ranks: Sequence[int]) -> dict[int, Rank]:
         return {
             rank: Rank(magnitude=float(self.magnitudes[rank - 1]), index=int(self.indices[rank - 1])) for rank in ranks
         }
@@ -156,11 +161,11 @@ class _Histogram:
     bins: torch.Tensor
     held: torch.Tensor
 
-    def __call__(self, pool: ModelPool, difference: Difference, ranks: Sequence[int]) -> dict[int, Rank]:
+    def __call__(self, pool: ModelPool, measure: Measure, ranks: Sequence[int]) -> dict[int, Rank]:
         upto = self.held.cumsum(0)
         places = torch.searchsorted(upto, torch.tensor(ranks))  # the first bin that, with all above it, holds the rank
         wanted = torch.unique(places)
-        magnitudes, indices = _collect(pool, difference, self.bins[wanted])
+        magnitudes, indices = _collect(pool, measure, self.bins[wanted])
         # Elements above the rank's bin that were not collected shift its place among those that were.
         collected_upto = torch.zeros_like(upto).index_copy(0, wanted, self.held[wanted]).cumsum(0)
         at = torch.tensor(ranks) - 1 - (upto - collected_upto)[places]
@@ -170,29 +175,28 @@ class _Histogram:
         }
 
 
-def _table(pool: ModelPool, difference: Difference) -> _Sorted | _Histogram:
-    if sum(pool.tensor(difference.base, name).numel() for name in difference.names) <= _CHUNK:
-        everything = torch.cat([block for _, block in _magnitudes(pool, difference)])
+def _table(pool: ModelPool, measure: Measure) -> _Sorted | _Histogram:
+    if sum(pool.tensor(measure.base, name).numel() for name in measure.names) <= CHUNK:
+        everything = torch.cat([block for _, block in measure.blocks(pool)])
         magnitudes, indices = _descending(everything, torch.arange(len(everything), dtype=torch.int32))
         return _Sorted(magnitudes.numpy(), indices.numpy())
-    counts = torch.zeros(_BINS, dtype=torch.int64)
-    for _, block in _magnitudes(pool, difference):
-        counts += torch.bincount(_bins(block), minlength=_BINS)
+    counts = histogram(pool, measure)
     bins = counts.nonzero().squeeze(1).flip(0)
     return _Histogram(bins, counts[bins])
 
 
-def _collect(pool: ModelPool, difference: Difference, bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _collect(pool: ModelPool, measure: Measure, bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Magnitudes that lie in some bins, largest first, and their indices."""
     wanted = torch.zeros(_BINS, dtype=torch.bool).index_fill(0, bins, True)
     parts = []
-    for start, block in _magnitudes(pool, difference):
-        indices = wanted[_bins(block)].nonzero().squeeze(1)
+    for start, block in measure.blocks(pool):
+        indices = wanted[bin_of(block)].nonzero().squeeze(1)
         parts.append((block[indices], indices + start))
     return _descending(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _bins(magnitudes: torch.Tensor) -> torch.Tensor:
+def bin_of(magnitudes: torch.Tensor) -> torch.Tensor:
+    """The bins of fp32 numbers that are not negative: the upper halves of their bit patterns, which order them."""
     return magnitudes.view(torch.int32) >> 16
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from evomerge.merging.checkpoint import read_json
 
-__all__ = ["TOKENIZER_FILES", "shorten", "tokenizer_faults"]
+__all__ = ["TOKENIZER_FILES", "has_vocabulary", "shorten", "token_ids", "tokenizer_faults", "translation_faults"]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -36,7 +36,12 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token")
 
 _FLAGS = ("add_bos_token", "add_eos_token")
 
-_REMEDY = "the merged model uses the base's: train from it, or, if the two mean the same, copy the base's file over"
+_REMEDY = (
+    "say with pool.tokenizer whose the merged model takes, or, if the two mean the same, copy the base's file over"
+)
+
+_INHERENT = frozenset({"type", "normalization", "content"})
+"""Parts of a vocabulary file that tokens cannot be told apart without: they spell the same text differently."""
 
 
 def tokenizer_faults(base: Path, model: Path) -> list[str]:
@@ -47,11 +52,50 @@ def tokenizer_faults(base: Path, model: Path) -> list[str]:
     Raises:
         PoolError: a tokenizer file that is no JSON.
     """
-    faults = [*_vocabulary_faults(base, model), *_setting_faults(base, model)]
+    faults = [*(fault for _, fault in _vocabulary_faults(base, model)), *_setting_faults(base, model)]
     mine, theirs = _chat_template(base), _chat_template(model)
     if mine is not None and theirs is not None and mine != theirs:
         faults.append(_difference("chat template", {"text": mine}, {"text": theirs}))
     return faults
+
+
+def translation_faults(chosen: Path, model: Path) -> list[str]:
+    """What keeps the tokens of a model from being found, by their text, in another vocabulary.
+
+    Merges, ids, added and special tokens and the chat template may differ.
+
+    Args:
+        chosen: folder of the tokenizer that the merged model takes.
+        model: folder of another model's tokenizer.
+
+    Raises:
+        PoolError: a tokenizer file that is no JSON.
+    """
+    if not has_vocabulary(chosen) or not has_vocabulary(model):
+        lacking = model if has_vocabulary(chosen) else chosen
+        return [f"{lacking}: expected a tokenizer, one of {[*_READERS]}, to tell tokens by their text; got none"]
+    found = [fault for part, fault in _vocabulary_faults(chosen, model) if part in _INHERENT]
+    return [fault.removesuffix(_REMEDY) + "tokens that are spelled differently cannot be matched" for fault in found]
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / file).is_file() for file in _READERS)
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """The id of every token, by its text; empty where the vocabulary is in a binary file.
+
+    Raises:
+        PoolError: a tokenizer file that is no JSON.
+    """
+    parts = next((read(folder) for file, read in _READERS.items() if (folder / file).is_file()), {})
+    ids = {}
+    for key, value in parts.get("vocabulary", {}).items():
+        # Unigram models and plain lists are read as id to token, the others as token to id.
+        token, number = (key, value) if isinstance(key, str) else (value, key)
+        ids[token if isinstance(token, str) else str(token[0])] = int(number)
+    return ids | {content: int(number) for number, content in parts.get("added tokens", {}).items()}
 
 
 def shorten(value: Any, width: int = 60) -> str:
@@ -60,18 +104,19 @@ def shorten(value: Any, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _vocabulary_faults(base: Path, model: Path) -> list[str]:
-    """Differences in the first vocabulary file that both have."""
+def _vocabulary_faults(base: Path, model: Path) -> list[tuple[str, str]]:
+    """Part and fault of every difference in the first vocabulary file that both have."""
     common = [file for file in _READERS if (base / file).is_file() and (model / file).is_file()]
     if common:
         file = common[0]
         mine, theirs = _READERS[file](base), _READERS[file](model)
         parts = [part for part in mine if mine[part] != theirs.get(part)]
-        return [_difference(f"{file} {part}", mine[part], theirs.get(part, {})) for part in parts]
+        return [(part, _difference(f"{file} {part}", mine[part], theirs.get(part, {}))) for part in parts]
     held = [[file for file in _READERS if (folder / file).is_file()] for folder in (base, model)]
     if held == [[], []]:
         return []
-    return [f"tokenizer: expected {shorten(held[0])} as in the base; got {shorten(held[1])}; {_REMEDY}"]
+    fault = f"tokenizer: expected {shorten(held[0])} as in the base; got {shorten(held[1])}; {_REMEDY}"
+    return [("type", fault)]
 
 
 def _setting_faults(base: Path, model: Path) -> list[str]:
@@ -149,7 +194,12 @@ def _read_vocab_json(folder: Path) -> dict[str, dict[Any, Any]]:
     merges = folder / "merges.txt"
     lines = merges.read_text(encoding="utf-8").splitlines() if merges.is_file() else []
     rules = [line for line in lines if line and not line.startswith("#version")]
-    return {"vocabulary": read_json(folder / "vocab.json"), "merges": dict(enumerate(rules))}
+    added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+    return {
+        "vocabulary": read_json(folder / "vocab.json"),
+        "merges": dict(enumerate(rules)),
+        "added tokens": {number: token for token, number in added.items()},
+    }
 
 
 def _read_vocab_txt(folder: Path) -> dict[str, dict[Any, Any]]:

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import yaml
 
+from evomerge.recipe.averaging import as_linear
+from evomerge.recipe.mergekit_methods import METHOD_OF, Switch
 from evomerge.recipe.operators import OPERATORS
 from evomerge.recipe.recipe import Field, Recipe, Role
 
@@ -40,15 +42,22 @@ class NamedTensor(Protocol):
 
 def inexpressible(recipe: Recipe) -> list[str]:
     """What of a recipe mergekit cannot reproduce, one line each; empty if its weights will be the same."""
-    options = dict(recipe.options)
+    recipe = as_linear(recipe)
+    if recipe.operator not in METHOD_OF:
+        return [f"{recipe.operator}: it has no such method"]
+    method, options = METHOD_OF[recipe.operator], dict(recipe.options)
     sparse = "density" in OPERATORS[recipe.operator].parameters and not _is_one(recipe.parameter("density"))
     reasons = {
         "trim=model: it trims each tensor on its own": options.get("trim") == "model" and sparse,
         "vote=unweighted: its election weighs task vectors": options.get("vote") == "unweighted",
         "aggregate=mean: it takes weighted means or sums": options.get("aggregate") == "mean",
         "rescale=inverse: it restores the L1 norm instead": options.get("rescale") == "inverse" and sparse,
+        "rank=tensor: it ranks the elements of each row": options.get("rank") == "tensor" and sparse,
+        "floor=False: it divides by at least 1e-6": options.get("floor") is False,
+        f"one model: it takes at least {method.least}": len(recipe.sources) < method.least,
         "masks: it draws its own at random": OPERATORS[recipe.operator].random and sparse,
     }
+    reasons |= {f"{name}: it has none": _matters(recipe, name, value) for name, value in method.absent.items()}
     return [reason for reason, holds in reasons.items() if holds]
 
 
@@ -65,6 +74,7 @@ def to_mergekit(recipe: Recipe, paths: Mapping[str, str], tensors: Iterable[Name
     Raises:
         KeyError: a model without a path.
     """
+    recipe, comments = as_linear(recipe), inexpressible(recipe)
     filters = _Filters(tensors)
     shared: dict[str, Any] = {name: filters.setting(recipe.parameter(name), 0) for name in _names(recipe, "shared")}
     models = [
@@ -75,37 +85,48 @@ def to_mergekit(recipe: Recipe, paths: Mapping[str, str], tensors: Iterable[Name
         for source, model in enumerate(recipe.sources)
     ]
     config = {
-        "merge_method": recipe.operator,
+        "merge_method": METHOD_OF[recipe.operator].name if recipe.operator in METHOD_OF else recipe.operator,
         **({} if recipe.base is None else {"base_model": paths[recipe.base]}),
         "models": [{key: value for key, value in model.items() if value} for model in models],
         "parameters": shared | _switches(recipe),
         "dtype": "float32",
         "out_dtype": recipe.dtype,
     }
-    comments = [f"# not reproducible with mergekit: {reason}\n" for reason in inexpressible(recipe)]
-    return "".join(comments) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    lines = [f"# not reproducible with mergekit: {reason}\n" for reason in comments]
+    return "".join(lines) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def _is_one(field: Field) -> bool:
     return all(value == 1.0 for _, rows in field.by_role() for row in rows for value in row)
 
 
+def _matters(recipe: Recipe, name: str, value: float) -> bool:
+    """Whether a parameter differs from a fixed value; of one per source, whether it tells the sources apart."""
+    rows = [row for _, rows in recipe.parameter(name).by_role() for row in rows]
+    if OPERATORS[recipe.operator].parameters[name].scope == "shared":
+        return any(row != (value,) for row in rows)
+    return any(len(set(row)) > 1 or not row[0] for row in rows)
+
+
 def _names(recipe: Recipe, scope: str) -> list[str]:
+    """Parameters of one scope that mergekit's method has."""
+    absent = METHOD_OF[recipe.operator].absent if recipe.operator in METHOD_OF else {}
     parameters = OPERATORS[recipe.operator].parameters
-    return [name for name in parameters if parameters[name].scope == scope]
+    return [name for name in parameters if parameters[name].scope == scope and name not in absent]
 
 
 def _switches(recipe: Recipe) -> dict[str, bool]:
     """The recipe's options in mergekit's terms, none left to its defaults, which differ from method to method."""
-    options = dict(recipe.options)
-    switches: dict[str, bool] = {}
-    if "normalize" in options:
-        switches["normalize"] = bool(options["normalize"])
-    if "aggregate" in options:
-        switches["normalize"] = options["aggregate"] != "sum"
-    if "rescale" in options:
-        switches["rescale"] = options["rescale"] != "none"
-    return switches
+    if recipe.operator not in METHOD_OF:
+        return {}
+    return {name: _position(switch, recipe) for name, switch in METHOD_OF[recipe.operator].switches.items()}
+
+
+def _position(switch: Switch, recipe: Recipe) -> bool:
+    """The value of a switch that stands for a recipe's options; its default where neither does."""
+    chosen = dict(recipe.options).items()
+    fitting = [value for value in (True, False) if value in switch.options and switch.options[value].items() <= chosen]
+    return fitting[0] if fitting else switch.default
 
 
 class _Filters:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from evomerge.recipe.operators import OPERATORS, Operator, OptionValue, Preset
+from evomerge.recipe.operators import OPERATORS
+from evomerge.recipe.schema import Operator, OptionValue, Preset
 
 __all__ = ["DEPTH_ROLES", "EDGE_ROLES", "ROLES", "Field", "OutputDtype", "Recipe", "Role", "options_of", "uniform"]
 
@@ -159,9 +160,8 @@ class Recipe:
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ValueError(f"{self.operator}: sources must be distinct and at least one; got {self.sources}")
         if operator.max_sources is not None and len(self.sources) > operator.max_sources:
-            raise ValueError(
-                f"{self.operator} merges the base with {operator.max_sources} other model(s); got {self.sources}"
-            )
+            most = f"the base with {operator.max_sources} other" if operator.needs_base else f"{operator.max_sources}"
+            raise ValueError(f"{self.operator} merges {most} model(s) at most; got {self.sources}")
         if operator.needs_base and (self.base is None or self.base in self.sources):
             raise ValueError(f"{self.operator} needs a base that is not a source; got base {self.base!r}")
         if not operator.needs_base and self.base is not None:

@@ -1,8 +1,10 @@
-"""Reports: what a run amounts to, as a summary, on the terminal, in HTML, as PNG and as a model card."""
+"""Reports: what a run or a pool amounts to, as a summary, on the terminal, in HTML, as PNG and as a model card."""
 
 from evomerge.reports.html import write_report
 from evomerge.reports.model_card import model_card
 from evomerge.reports.png import write_png
+from evomerge.reports.pool_page import write_kinship
+from evomerge.reports.pool_tables import print_kinship
 from evomerge.reports.summarize import summarize
 from evomerge.reports.summary import Summary
 from evomerge.reports.terminal import print_status, print_verdict
@@ -12,10 +14,12 @@ __all__ = [
     "Summary",
     "Verdict",
     "model_card",
+    "print_kinship",
     "print_status",
     "print_verdict",
     "summarize",
     "verdict",
+    "write_kinship",
     "write_png",
     "write_report",
 ]

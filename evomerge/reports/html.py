@@ -1,20 +1,15 @@
-"""The report as one HTML file that needs no network: data, figures, style and plotly's script are all inside.
-
-Everything that came from outside is escaped: by Jinja in the page, by `tojson` inside scripts, and by the figures for
-plotly.
-"""
+"""The report of a run as one HTML file that opens offline."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import require
 from evomerge.fitness import MEAN
 from evomerge.reports.figures import Figure, front_cube, front_figures, history_figure, parallel_figure
 from evomerge.reports.heatmaps import Heatmap, heatmap, heatmap_figure
+from evomerge.reports.pages import render_page, write_page
 from evomerge.reports.summarize import summarize
 from evomerge.reports.summary import Entry, Summary
 from evomerge.reports.words import difference, number, objective_label, percent, span, verdict
@@ -30,14 +25,9 @@ def write_report(store: RunStore, out: Path) -> Path:
 
     Raises:
         MissingExtraError: plotly or Jinja2 is not installed.
-        OSError: the file cannot be written.
+        DiskError: the file cannot be written.
     """
-    page = render(summarize(store))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, out)
-    return out
+    return write_page(render(summarize(store)), out)
 
 
 def render(summary: Summary) -> str:
@@ -46,16 +36,11 @@ def render(summary: Summary) -> str:
     Raises:
         MissingExtraError: plotly or Jinja2 is not installed.
     """
-    jinja2 = require("jinja2", "report")
-    offline = require("plotly.offline", "report")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("evomerge.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"number": number, "span": span, "difference": difference, "percent": percent}
     recipes = _recipes(summary)
     found = verdict(summary)
-    page: str = environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        {"number": number, "span": span, "difference": difference, "percent": percent},
         summary=summary,
         verdict=found,
         export=None if found.candidate is None else summary.export_command(found.candidate),
@@ -67,10 +52,8 @@ def render(summary: Summary) -> str:
         figures=_figures(summary, recipes),
         config=json.dumps(summary.experiment, indent=2, default=str),
         data=summary.to_data(),
-        plotly=offline.get_plotlyjs(),
         MEAN=MEAN,
     )
-    return page
 
 
 def _figures(summary: Summary, recipes: list[dict[str, Any]]) -> dict[str, Figure]:

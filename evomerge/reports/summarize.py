@@ -47,7 +47,7 @@ def summarize(store: RunStore) -> Summary:
         StoreError: the run folder cannot be read.
         TaskError: results that do not belong to the objectives.
     """
-    experiment = Experiment.model_validate(store.manifest["experiment"])
+    experiment = Experiment.model_validate(store.experiment)
     objectives = tuple(_objective(o) for o in experiment.fitness.objectives)
     searched, confirmed = store.results("search"), store.results("confirm")
     entries = _entries(store.candidates(), searched, confirmed, experiment)
@@ -78,7 +78,7 @@ def summarize(store: RunStore) -> Summary:
         ),
         cost=_cost(store, experiment, searched, confirmed),
         versions={**store.manifest["versions"], **_noted(store, "versions")},
-        experiment=store.manifest["experiment"],
+        experiment=store.experiment,
     )
 
 

@@ -99,7 +99,7 @@ class Gain:
 
     Attributes:
         of: an objective's name, or `MEAN`.
-        measure: the difference; the intervals of all gains of one kind (`of`) hold together.
+        measure: the difference; the intervals of all gains hold together.
     """
 
     candidate: int

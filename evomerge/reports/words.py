@@ -191,6 +191,13 @@ def _partial(summary: Summary, confirmation: Confirmation, objective: str, candi
 
 
 def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
+    missing = [parent.name for parent in summary.parents if parent.confirmed is None]
+    if missing:
+        return Verdict(
+            kind="none",
+            headline=f"Cannot tell: {', '.join(missing)} failed on the confirmation items, so there is no comparison.",
+            detail="See the failures and their reasons; a gain is claimed only over every parent.",
+        )
     knee = summary.entries[confirmation.knee]
     gains = _gains(summary, confirmation, knee.id, MEAN)
     if knee.kind == "anchor" or not gains:

@@ -53,6 +53,18 @@ class RunStore:
         """Whether a folder holds a run."""
         return (folder / DATABASE).exists()
 
+    def discard(self) -> None:
+        """Removes a run that never had a candidate, and lets go of the folder.
+
+        Raises:
+            StoreError: it has candidates.
+        """
+        if self.candidates():
+            raise StoreError(f"{self.folder}: expected a run without candidates; got one that has begun")
+        self._db.close()
+        (self.folder / DATABASE).unlink()
+        self.close()
+
     @classmethod
     def create(cls, folder: Path, manifest: Mapping[str, Any]) -> Self:
         """A new run, opened. The folder is made if needed; a crash leaves a whole run or none.
@@ -187,6 +199,18 @@ class RunStore:
             elif final:
                 tables.add_failure(db, outcome)
             return True
+
+    def forgive_failures(self) -> None:
+        """Forgets every final failure, so that these candidates are tried again; their attempts stay on record."""
+        with self._transaction() as db:
+            tables.clear_failures(db)
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The resolved experiment as it was run last: the manifest's, with what later starts changed."""
+        recorded = self.meta("experiment")
+        experiment: dict[str, Any] = self.manifest["experiment"] if recorded is None else json.loads(recorded)
+        return experiment
 
     def copy_result(self, candidate: int, phase: Phase, source: int) -> bool:
         """Gives a candidate the result of another one with an equal recipe, instead of scoring it again.

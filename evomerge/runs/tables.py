@@ -17,6 +17,7 @@ __all__ = [
     "add_copy",
     "add_failure",
     "add_result",
+    "clear_failures",
     "decided",
     "end_attempt",
     "get_attempts",
@@ -100,6 +101,11 @@ def add_failure(db: sqlite3.Connection, failed: Failed) -> None:
     db.execute("INSERT INTO failure VALUES (?, ?, ?, ?)", row)
 
 
+def clear_failures(db: sqlite3.Connection) -> None:
+    """No failure is final any more."""
+    db.execute("DELETE FROM failure")
+
+
 def get_failures(db: sqlite3.Connection) -> list[Failure]:
     """Every final failure, by candidate and phase."""
     return [Failure(**row) for row in _rows(db, "SELECT * FROM failure ORDER BY candidate, phase")]
@@ -132,8 +138,9 @@ def add_copy(db: sqlite3.Connection, candidate: int, phase: Phase, source: int) 
 
 def get_results(db: sqlite3.Connection, *, candidate: int | None = None, phase: Phase | None = None) -> list[Result]:
     """Results in order of completion: all, or those of one candidate or one phase."""
-    which = "WHERE ifnull(candidate = :candidate, TRUE) AND ifnull(phase = :phase, TRUE)"
     values = {"candidate": candidate, "phase": phase}
+    conditions = [f"{column} = :{column}" for column, value in values.items() if value is not None]
+    which = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     responses: dict[tuple[int, str], tuple[Responses, ...]] = {}
     for row in _rows(db, f"SELECT * FROM response {which} ORDER BY task, metric", values):
         items, outcomes = unpack(row["items"], "q"), unpack(row["outcomes"], "d")

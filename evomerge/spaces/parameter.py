@@ -1,8 +1,8 @@
 """Parameter space: one operator whose coefficients vary over layer x module group x expert.
 
 A searched parameter has, per module group and expert, a few values at equal steps of depth (knots), interpolated
-linearly over the layers, and one value each for the embeddings and the output head. Fewer knots mean fewer genes and a
-smoother profile; with one knot per layer nothing is interpolated.
+linearly over the layers, and one value each for the embeddings and the output head, unless they take the first layer's.
+Fewer knots mean fewer genes and a smoother profile; with one knot per layer nothing is interpolated.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, final
 
-import numpy as np
-
 from evomerge.errors import ConfigError, Fault
 from evomerge.recipe import EDGE_ROLES, OPERATORS, Field, OutputDtype, Recipe, Role, options_of
 from evomerge.rng import derive_seed
 from evomerge.spaces.base import Gene, Genome, SearchSpace
+from evomerge.spaces.coefficients import starting_values
+from evomerge.spaces.knots import over_depth
 
 if TYPE_CHECKING:
     from evomerge.config import ParameterSpaceConfig
@@ -29,7 +29,8 @@ class ParameterSpace:
     """Coefficients of one operator over layer x module group x expert.
 
     Genes run over parameter, module group, expert, knot, and then over embeddings and head; experts in the given
-    order. Random masks share one seed, so that candidates differ by their coefficients alone.
+    order. A gene starts from the configuration's coefficients if they speak of it, else from its own `start`. Random
+    masks share one seed, so that candidates differ by their coefficients alone.
 
     Args:
         config: operator, knots, groups, ranges.
@@ -40,7 +41,8 @@ class ParameterSpace:
         seed: seed of the run.
 
     Raises:
-        ConfigError: more knots than layers, or an operator that cannot take so many experts.
+        ConfigError: more knots than layers, an operator that cannot take so many experts, experts without a value of
+            their own where every one needs one, or coefficients to start from that do not fit the models.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class ParameterSpace:
         dtype: OutputDtype,
         seed: int,
     ) -> None:
-        if faults := [*_source_faults(config, experts), *_knot_faults(config, layers)]:
+        if faults := [*_source_faults(config, experts), *_value_faults(config, experts), *_knot_faults(config, layers)]:
             raise ConfigError("search space", faults)
         self._config = config
         self._operator = OPERATORS[config.operator.name]
@@ -62,6 +64,7 @@ class ParameterSpace:
         self._layers = layers
         self._dtype = dtype
         self._mask_seed = derive_seed(seed, "mask") & 0x7FFFFFFF
+        self._starts = starting_values(config, {name: self._knots(name) for name in config.genes}, experts, layers)
         self.genes = tuple(gene for name in config.genes for gene in self._genes_of(name))
         self.start = Genome(tuple(gene.start for gene in self.genes))
 
@@ -86,32 +89,44 @@ class ParameterSpace:
     def _genes_of(self, name: str) -> Iterator[Gene]:
         low, high = self._config.bounds(name)
         start = self._config.genes[name].start
-        natural = min(max(self._default(name) if start is None else start, low), high)
-        unit = min((natural - low) / (high - low), 1.0)
+        usual = self._default(name) if start is None else start
         sources = [f".{expert}" for expert in self._experts] if self._is_per_source(name) else [""]
-        knots = range(_knots(self._config, name, self._layers))
+        knots = range(self._knots(name))
         places = [f".{group}{source}.k{knot}" for group in self._config.groups for source in sources for knot in knots]
-        places += [f".{role}{source}" for role in EDGE_ROLES for source in sources]
-        return (Gene(name=name + place, low=low, high=high, start=unit) for place in places)
+        if self._has_edges(name):
+            places += [f".{role}{source}" for role in EDGE_ROLES for source in sources]
+        for gene in (name + place for place in places):
+            natural = min(max(self._starts.get(gene, usual), low), high)
+            yield Gene(name=gene, low=low, high=high, start=min((natural - low) / (high - low), 1.0))
 
     def _searched(self, name: str, values: Iterator[float]) -> Field:
         """One searched parameter; takes its values in the order of its genes."""
         width = len(self._experts) if self._is_per_source(name) else 1
-        knots = _knots(self._config, name, self._layers)
+        knots = self._knots(name)
         rows: dict[Role, list[tuple[float, ...]]] = {}
         for roles in self._config.groups.values():
-            profiles = [_over_depth(tuple(islice(values, knots)), self._layers) for _ in range(width)]
+            profiles = [over_depth(tuple(islice(values, knots)), self._layers) for _ in range(width)]
             by_layer = list(zip(*profiles, strict=True))
             rows |= {role: by_layer for role in roles}
-        return Field.of(rows | {role: [tuple(islice(values, width))] for role in EDGE_ROLES})
+        first = rows[next(iter(self._config.groups.values()))[0]][0]
+        own = self._has_edges(name)
+        return Field.of(rows | {role: [tuple(islice(values, width)) if own else first] for role in EDGE_ROLES})
 
     def _constant(self, name: str) -> Field:
+        if name in self._config.per_expert:
+            return Field.constant([self._config.per_expert[name][expert] for expert in self._experts], self._layers)
         value = self._config.fixed.get(name, self._default(name))
         return Field.constant([value] * (len(self._experts) if self._is_per_source(name) else 1), self._layers)
 
     def _default(self, name: str) -> float:
         default = self._operator.parameters[name].default
         return 1.0 / len(self._experts) if default is None else default
+
+    def _knots(self, name: str) -> int:
+        return _knots(self._config, name, self._layers)
+
+    def _has_edges(self, name: str) -> bool:
+        return self._config.genes[name].edges == "own"
 
     def _is_per_source(self, name: str) -> bool:
         return self._operator.parameters[name].scope == "source"
@@ -122,12 +137,6 @@ def build_space(
 ) -> SearchSpace:
     """The search space that a configuration describes; arguments and errors as in `ParameterSpace`."""
     return ParameterSpace(config, base=base, experts=experts, layers=layers, dtype=dtype, seed=seed)
-
-
-def _over_depth(knots: tuple[float, ...], layers: int) -> list[float]:
-    """Linear interpolation of equally spaced knots: the first at layer 0, the last at the last layer."""
-    depth = [layer * (len(knots) - 1) / max(layers - 1, 1) for layer in range(layers)]
-    return [float(value) for value in np.interp(depth, range(len(knots)), knots)]
 
 
 def _knots(config: ParameterSpaceConfig, name: str, layers: int) -> int:
@@ -144,12 +153,21 @@ def _knot_faults(config: ParameterSpaceConfig, layers: int) -> list[Fault]:
     return [Fault(path=path, message=f"{advice}; got {knots}") for path, knots in paths.items() if knots > layers]
 
 
+def _value_faults(config: ParameterSpaceConfig, experts: tuple[str, ...]) -> list[Fault]:
+    message = f"expected one value for each expert ({', '.join(experts)})"
+    return [
+        Fault(path=f"$.space.per_expert.{name}", message=f"{message}; got {', '.join(values) or 'none'}")
+        for name, values in config.per_expert.items()
+        if set(values) != set(experts)
+    ]
+
+
 def _source_faults(config: ParameterSpaceConfig, experts: tuple[str, ...]) -> list[Fault]:
     name, most = config.operator.name, OPERATORS[config.operator.name].max_sources
     if most is None or len(experts) <= most:
         return []
     message = (
-        f"{name} merges the base with {most} expert; the pool has {len(experts)} ({', '.join(experts)}); "
+        f"{name} merges at most {most} expert(s); the pool has {len(experts)} ({', '.join(experts)}); "
         f"remove experts or choose another operator"
     )
     return [Fault(path="$.space.operator.name", message=message)]

@@ -95,6 +95,16 @@ def test_run_folder_goes_on_with_a_larger_budget(copy: Path, evomerge: Run) -> N
         assert len(store.results("search")) == 17
 
 
+def test_the_grown_budget_is_what_the_folder_goes_on_with(copy: Path, evomerge: Run) -> None:
+    assert evomerge("run", copy, "--set", "budget.evaluations=17")[0] == 0
+    assert evomerge("run", copy)[0] == 0
+    assert "17 of 17" in evomerge("status", copy)[1]
+    assert "3 generations" in evomerge("replay", copy)[1]
+    code, _, err = evomerge("run", copy, "--set", "budget.evaluations=13")
+    assert code == 2
+    assert "17 candidates are recorded" in err
+
+
 def test_replay_of_genes_and_of_one_score(finished: Path, evomerge: Run) -> None:
     code, out, _ = evomerge("replay", finished, "--candidate", "knee")
     assert code == 0, out
@@ -156,6 +166,22 @@ def test_report_and_its_picture(finished: Path, evomerge: Run, tmp_path: Path) -
     assert evomerge("report", finished, "--out", tmp_path / "r.html", "--png", tmp_path / "front.png")[0] == 0
     assert "<html" in (tmp_path / "r.html").read_text()[:200]
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_that_cannot_be_written(finished: Path, evomerge: Run, tmp_path: Path) -> None:
+    code, _, err = evomerge("report", finished, "--out", tmp_path)
+    assert code == 3
+    assert "choose another --out" in err
+
+
+def test_the_reader_of_a_pipe_may_go_away(copy: Path) -> None:
+    script = f"{sys.executable} -m evomerge run {copy} --set budget.evaluations=21 | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    with RunStore.read(copy) as store:
+        assert store.meta("state") == "finished"
+        assert len(store.results("search")) == 21
 
 
 def test_plan_doctor_schema_version(evomerge: Run) -> None:
@@ -221,6 +247,9 @@ def test_unknown_key_wrong_type_missing_file(family: Path, evomerge: Run) -> Non
     edit(family, "evaluations: 245", "evaluations: plenty")
     edit(family, "models/ciph", "models/cipher")
     broken(evomerge, family, "did you mean 'seed'?", "expected a whole number; got 'plenty'")
+    edit(family, "ciph: quickstart", "uniform: quickstart")
+    broken(evomerge, family, "'uniform' names an anchor of every run")
+    edit(family, "uniform: quickstart", "ciph: quickstart")
     edit(family, "sede: 0", "seed: 0")
     edit(family, "evaluations: plenty", "evaluations: 245")
     broken(evomerge, family, "$.pool.experts.ciph (line 9): expected a model folder; nothing at")
@@ -274,6 +303,7 @@ def test_a_task_that_does_not_exist(family: Path, evomerge: Run) -> None:
 def test_an_item_set_too_small_to_split(family: Path, evomerge: Run) -> None:
     extra = ("--executor", "serial", "--set", "fitness.items.confirm=500")
     broken(evomerge, family, "quickstart_rev", "512", "596", command="run", extra=extra)
+    assert not RunStore.exists(family / "out")  # so the repaired experiment may start there
 
 
 def test_a_run_folder_that_cannot_be_written(family: Path, evomerge: Run) -> None:

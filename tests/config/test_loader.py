@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.config import dump, find, load_experiment, load_fitness, load_space, shipped_folder, shipped_names
-from evomerge.config.yaml_lines import parse
 from evomerge.errors import ConfigError
+from evomerge.yaml_lines import parse
 
 GOOD: dict[str, Any] = {
     "version": 1,
@@ -102,7 +102,7 @@ def test_every_fault_is_reported_at_once_with_its_line(folder: Path) -> None:
         ("version", 2, "$.version (line 1): expected 1; got 2"),
         ("name", "../escape", "$.name"),
         ("pool.experts", {}, "$.pool.experts"),
-        ("pool.experts", {"base": "a"}, "'base' names the base model"),
+        ("pool.experts", {"base": "a"}, "'base' names an anchor"),
         ("pool.base", "nowhere", "$.pool.base (line 4): expected a model folder; nothing at"),
         ("space.operator.name", "tise", "expected an operator"),
         ("space.operator.preset", "papr", "did you mean 'paper'?"),
@@ -112,7 +112,7 @@ def test_every_fault_is_reported_at_once_with_its_line(folder: Path) -> None:
         ("space.knots", 0, "$.space.knots"),
         ("space.knots", "layers", "$.space.knots"),
         ("space.groups", {"one": ["attention"]}, "exactly one group"),
-        ("space.fixed", {"weight": 1.0}, "in both"),
+        ("space.fixed", {"weight": 1.0}, "got ['weight'] twice"),
         ("fitness.objectives", [], "$.fitness.objectives"),
         ("fitness.objectives", [{"name": "x", "task": "a"}, {"name": "x", "task": "b"}], "must be distinct"),
         ("fitness.items.search", 1, "$.fitness.items.search"),
@@ -124,6 +124,9 @@ def test_every_fault_is_reported_at_once_with_its_line(folder: Path) -> None:
         ("seed", -1, "$.seed"),
         ("engine", {"device": "gpu"}, "$.engine.device"),
         ("executor", {"kind": "ray", "workers": 0}, "$.executor.workers"),
+        ("executor", {"kind": "ray", "cpus": float("inf")}, "$.executor.cpus"),
+        ("executor", {"kind": "ray", "job_timeout_seconds": float("nan")}, "$.executor.job_timeout_seconds"),
+        ("pool.experts", {"uniform": "a"}, "'uniform' names an anchor"),
     ],
 )
 def test_each_fault_names_its_place(folder: Path, key: str, value: Any, expected: str) -> None:
@@ -157,6 +160,14 @@ def test_set_changes_values_and_is_named_in_faults(folder: Path) -> None:
     assert "$.budget.evaluations (--set budget.evaluations=lots): expected a whole number; got 'lots'" in message
     assert "--set name: expected key.key=value" in message
     assert "only keys of mappings" in message
+
+
+def test_another_kind_starts_from_its_own_defaults(folder: Path) -> None:
+    name = write(folder, edited(("executor", {"kind": "ray", "workers": 3})))
+    assert load_experiment(name, ["executor.kind=serial"]).executor.kind == "serial"
+    same = load_experiment(name, ["executor.kind=ray", "executor.gpus=1"])
+    assert (same.executor.kind, same.executor.workers, same.executor.gpus) == ("ray", 3, 1.0)  # type: ignore[union-attr]
+    assert load_experiment(name, ["algorithm.kind=cma", "algorithm.population=9"]).algorithm.population == 9
 
 
 @pytest.mark.parametrize(

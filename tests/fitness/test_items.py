@@ -51,11 +51,14 @@ def test_a_fixed_draw_is_that_of_generation_0() -> None:
     assert fixed.draw(17) == fixed.draw(0) == split(draw="fresh").draw(0)
 
 
-def test_seeds_and_tasks_split_differently() -> None:
+def test_seeds_and_sizes_split_differently_and_equal_sizes_alike() -> None:
+    """Tasks that ask about the same documents must not confirm on what another one has searched."""
     a, b = dict(split(seed=0).confirm.tasks), dict(split(seed=1).confirm.tasks)
     assert a["math"] != b["math"]
-    equal = split_items({"one": 40, "two": 40}, ItemsConfig(search=2, confirm=20), 0)
-    assert len({ids for _, ids in equal.confirm.tasks}) == 2
+    tasks = split_items({"one": 40, "two": 40, "other": 41}, ItemsConfig(search=2, confirm=20), 0)
+    confirm = dict(tasks.confirm.tasks)
+    assert confirm["one"] == confirm["two"] != confirm["other"]
+    assert tasks.pool["one"] == tasks.pool["two"]
 
 
 def test_a_task_that_just_fits_is_used_up() -> None:

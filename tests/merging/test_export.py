@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,3 +174,32 @@ def test_nothing_bears_the_targets_name_before_the_end(pool: ModelPool, tmp_path
     export_checkpoint(watched(), pool, tmp_path / "out", dtype="float32")
     assert not any(seen)
     assert (tmp_path / "out").exists()
+
+
+ABANDON = """
+import os, sys
+from pathlib import Path
+from evomerge.merging.atomic import complete_or_absent
+with complete_or_absent(Path(sys.argv[1])) as folder:
+    (folder / "model.safetensors").write_text("half")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_export_left_goes_with_the_next(pool: ModelPool, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    foreign = place / ".other.01234567.partial"
+    foreign.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", ABANDON, str(place / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        abandoned = Path(writer.stdout.readline().strip())
+        export_checkpoint(weights(pool), pool, place / "out", dtype="float32")
+        assert abandoned.is_dir(), "its writer is alive"
+        (place / "out").rename(place / "first")
+        writer.kill()
+    assert abandoned.is_dir()
+    export_checkpoint(weights(pool), pool, place / "out", dtype="float32")
+    assert sorted(place.iterdir()) == sorted([foreign, place / "first", place / "out"])

@@ -139,6 +139,14 @@ def test_an_untied_model_without_head_is_a_fault(make_family: MakeFamily) -> Non
     assert "one: tensor lm_head.weight: expected shape [48, 16]; got none" in text
 
 
+def test_a_body_that_claims_no_head_needs_none(make_family: MakeFamily, edit_json: EditJson) -> None:
+    family = make_family(experts=("one",))
+    for folder in (family.base, family.experts["one"]):
+        change_tensors(folder, lambda tensors: tensors.__delitem__("lm_head.weight"))
+        edit_json(folder / "config.json", architectures=["LlamaModel"])
+    assert "lm_head.weight" not in {spec.name for spec in ModelPool.open(family.base, family.experts).specs}
+
+
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_silent_configuration_ties_what_the_weights_tie(make_family: MakeFamily, stored: bool) -> None:
     family = make_family(tied=True, experts=("one",))

@@ -66,7 +66,10 @@ def test_zero_weights_give_the_base(pool: ModelPool, operator: str, preset: Pres
     assert_same(merge(recipe_of(pool, operator, values, preset), pool), model_of(pool, "base"))
 
 
-@pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "dare_linear"])
+_SPHERICAL = ["nuslerp", "nuslerp_delta", "multislerp", "multislerp_delta", "karcher", "karcher_delta"]
+
+
+@pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "dare_linear", *_SPHERICAL])
 def test_one_hot_weights_give_the_expert(pool: ModelPool, operator: str) -> None:
     assert_same(merge(recipe_of(pool, operator, {"weight": [0.0, 1.0]}), pool), model_of(pool, "two"))
 

@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge.merging.layout import classify, is_buffer, is_output_projection, is_token_embedding
+from evomerge.merging.layout import (
+    aligned,
+    classify,
+    has_vocabulary_rows,
+    is_buffer,
+    is_output_projection,
+    is_token_embedding,
+    layout_of,
+    towers_of,
+    writes_to_residual,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,15 @@ from evomerge.merging.layout import classify, is_buffer, is_output_projection, i
         ("model.decoder.layers.1.fc2.weight", "mlp", 1),  # OPT
         ("model.decoder.layers.1.self_attn_layer_norm.weight", "norm", 1),
         ("model.decoder.embed_positions.weight", "embed", None),
+        ("encoder.block.1.layer.0.SelfAttention.q.weight", "attention", 1),  # T5
+        ("decoder.block.1.layer.1.EncDecAttention.k.weight", "attention", 1),
+        ("decoder.block.1.layer.2.DenseReluDense.wi.weight", "mlp", 1),
+        ("shared.weight", "embed", None),
+        ("backbone.layers.5.mixer.in_proj.weight", "attention", 5),  # Mamba
+        ("bert.embeddings.LayerNorm.weight", "embed", None),  # BERT
+        ("bert.encoder.layer.2.intermediate.dense.weight", "mlp", 2),
+        ("blocks.3.attn.qkv.weight", "attention", 3),  # ViT as timm has it
+        ("blocks.3.norm1.weight", "norm", 3),
     ],
 )
 def test_every_family_finds_its_layer_and_role(name: str, role: str, layer: int | None) -> None:
@@ -67,3 +86,81 @@ def test_masks_are_buffers_and_biases_are_not() -> None:
     assert is_buffer("model.layers.0.self_attn.rotary_emb.inv_freq", (2,))
     assert not is_buffer("model.layers.0.attn.bias", (64,))
     assert not is_buffer("model.layers.0.self_attn.q_proj.bias", (64,))
+
+
+def test_towers_stand_beside_a_language_model_only() -> None:
+    language = ["model.language_model.embed_tokens.weight", "model.language_model.layers.0.mlp.up_proj.weight"]
+    tower = ["model.visual.blocks.7.attn.qkv.weight", "model.visual.merger.mlp.0.weight"]
+    assert towers_of([*language, *tower]) == {*tower}
+    assert towers_of(tower) == frozenset()
+    keys = layout_of([*language, *tower])
+    assert [keys[name].layer for name in (*language, *tower)] == [None, 0, None, None]
+    assert layout_of(tower)[tower[0]].layer == 7
+
+
+def test_unknown_module_lists_are_layers_if_they_hold_most() -> None:
+    names = [f"net.rungs.{i}.{part}.weight" for i in range(3) for part in ("attn.q", "mlp.up", "ln")]
+    keys = layout_of([*names, "net.stem.0.weight", "net.tok_embeddings.weight"])
+    assert [keys[name].layer for name in names] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [keys[name].role for name in names[:3]] == ["attention", "mlp", "norm"]
+    assert (keys["net.stem.0.weight"].layer, keys["net.tok_embeddings.weight"].role) == (None, "embed")
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", "language_model.model.layers.0.mlp.up_proj.weight"),
+        ("model.layers.0.mlp.up_proj.weight", "model.language_model.layers.0.mlp.up_proj.weight"),
+        ("lm_head.weight", "language_model.lm_head.weight"),
+        ("transformer.h.0.ln_1.weight", "h.0.ln_1.weight"),
+        ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+    ],
+)
+def test_names_find_each_other_behind_wrapping_modules(name: str, base: str) -> None:
+    assert aligned([name, "strange.weight"], [base, "other.weight"]) == {name: base, "strange.weight": "strange.weight"}
+    assert aligned([base], [name]) == {base: name}
+
+
+def test_no_two_tensors_get_one_name() -> None:
+    names = ["model.layers.0.mlp.weight", "layers.0.mlp.weight"]
+    assert aligned(names, ["transformer.layers.0.mlp.weight"]) == {name: name for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "writes"),
+    [
+        ("model.layers.0.self_attn.o_proj.weight", True),
+        ("model.layers.0.mlp.down_proj.weight", True),
+        ("model.layers.0.mlp.up_proj.weight", False),
+        ("model.layers.0.self_attn.q_proj.weight", False),
+        ("model.layers.0.self_attn.dense.bias", True),  # Phi
+        ("model.layers.0.mlp.fc2.weight", True),
+        ("model.layers.0.block_sparse_moe.experts.1.w2.weight", True),  # Mixtral
+        ("model.layers.0.block_sparse_moe.gate.weight", False),
+        ("transformer.h.0.attn.c_proj.weight", True),  # GPT-2
+        ("transformer.h.0.mlp.c_fc.weight", False),
+        ("gpt_neox.layers.0.attention.dense.weight", True),
+        ("gpt_neox.layers.0.mlp.dense_4h_to_h.weight", True),
+        ("gpt_neox.layers.0.mlp.dense_h_to_4h.weight", False),
+        ("pooler.dense.weight", False),
+        ("weight", False),
+    ],
+)
+def test_what_writes_to_the_residual_stream(name: str, writes: bool) -> None:
+    assert writes_to_residual(name) == writes
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("model.embed_tokens.weight", True),
+        ("lm_head.weight", True),
+        ("lm_head.bias", True),
+        ("cls.predictions.bias", True),  # BERT
+        ("lm_head.decoder.weight", True),  # RoBERTa
+        ("transformer.wpe.weight", False),
+        ("model.norm.weight", False),
+    ],
+)
+def test_which_tensors_have_a_row_per_token(name: str, rows: bool) -> None:
+    assert has_vocabulary_rows(name) == rows

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from evomerge.merging.factors import Factors
 from evomerge.merging.plan import Copy, Delta, Drop, Kernel, Linear, MergePlan, TensorPlan, Term, Trim, Vote
 
 TERMS = (Term(source="one", weight=0.5), Term(source="two", weight=0.25, keep=Drop(seed=1, density=0.5)))
@@ -51,3 +54,19 @@ def test_sources_name_the_base_first() -> None:
     assert plan_of(DELTA).sources == plan_of(VOTE).sources == ("base", "one", "two")
     assert plan_of(Linear(terms=TERMS, divisor=1.0)).sources == ("one", "two")
     assert plan_of(Copy(source="two")).sources == ("two",)
+
+
+@pytest.mark.parametrize(("shape", "run", "axis"), [((3, 4), 4, 1), ((3, 4), 1, 0), ((2, 3, 4), 4, 2), ((5,), 5, 0)])
+def test_factors_reach_their_elements(shape: tuple[int, ...], run: int, axis: int) -> None:
+    values = np.arange(1.0, 1.0 + math.prod(shape) // shape[axis])
+    everywhere = np.broadcast_to(np.expand_dims(values.reshape(shape[:axis] + shape[axis + 1 :]), axis), shape).ravel()
+    factors = Factors.of(values, run)
+    for start in range(len(everywhere)):
+        for count in range(len(everywhere) - start + 1):
+            assert factors.within(start, count).tolist() == everywhere[start : start + count].tolist()
+
+
+def test_factors_tell_plans_apart() -> None:
+    one, other = (replace(TERMS[0], factors=Factors.of(np.array([1.0, last]), 3)) for last in (0.5, 0.25))
+    assert plan_of(Linear(terms=(one,), divisor=1.0)).digest != plan_of(Linear(terms=(other,), divisor=1.0)).digest
+    assert plan_of(Linear(terms=(one,), divisor=1.0)) == plan_of(Linear(terms=(replace(one),), divisor=1.0))

@@ -177,10 +177,10 @@ def test_constants_are_kept_apart(make_family: MakeFamily) -> None:
     for folder in (family.base, family.experts["one"]):  # newer versions of transformers leave it out
         edit_weights(folder, transformer__h__0__attn__bias=mask)
     pool = ModelPool.open(family.base, family.experts)
-    assert [spec.name for spec in pool.buffers] == ["transformer.h.0.attn.bias"]
-    assert not {spec.name for spec in pool.buffers} & {spec.name for spec in pool.specs}
+    assert [spec.name for spec in pool.carried] == ["transformer.h.0.attn.bias"]
+    assert not {spec.name for spec in pool.carried} & {spec.name for spec in pool.specs}
     edit_weights(family.experts["one"], transformer__h__0__attn__bias=~mask)
-    with pytest.raises(PoolError, match=r"one: tensor transformer\.h\.0\.attn\.bias: expected the base's constant"):
+    with pytest.raises(PoolError, match=r"one: tensor transformer\.h\.0\.attn\.bias: expected the base's bool"):
         ModelPool.open(family.base, family.experts)
 
 

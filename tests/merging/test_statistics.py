@@ -39,14 +39,6 @@ def test_ranks_equal_a_stable_sort(memory_pool: MakePool, sizes: list[int]) -> N
     }
 
 
-def test_gram_is_the_scalar_products(memory_pool: MakePool) -> None:
-    tensors = family([300_000])
-    name, *_ = tensors["base"]
-    a, b = (tensors[model][name].double() for model in ("base", "expert"))
-    gram = statistics.gram(memory_pool(tensors), "base", "expert", name)
-    assert [gram.aa, gram.ab, gram.bb] == pytest.approx([float(a @ a), float(a @ b), float(b @ b)], rel=1e-12)
-
-
 def test_l1_of_what_a_mask_keeps(memory_pool: MakePool) -> None:
     tensors = family([300_001])
     name, *_ = tensors["base"]

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Preset, Recipe, Role, options_of, uniform
+from evomerge.recipe.averaging import as_linear
+from evomerge.recipe.mergekit_methods import METHOD_OF
 from evomerge.recipe.mergekit_yaml import inexpressible, to_mergekit
 
 LAYERS = 12
@@ -103,10 +105,15 @@ def recipes(draw: st.DrawFn) -> Recipe:
 @given(recipe=recipes(), family=st.sampled_from(sorted(FAMILIES)))
 def test_every_value_arrives_at_its_tensor(recipe: Recipe, family: str) -> None:
     config = yaml.safe_load(to_mergekit(recipe, PATHS, FAMILIES[family]))
+    recipe = as_linear(recipe)
     operator = OPERATORS[recipe.operator]
+    absent = METHOD_OF[recipe.operator].absent if recipe.operator in METHOD_OF else {}
     assert [model["model"] for model in config["models"]] == [PATHS[source] for source in recipe.sources]
     for tensor in FAMILIES[family]:
         for name, parameter in operator.parameters.items():
+            if name in absent:
+                assert name not in config["parameters"]
+                continue
             row = recipe.parameter(name).at(tensor.role, tensor.layer)
             if parameter.scope == "shared":
                 assert arriving(config["parameters"][name], tensor.name) == row[0]
@@ -134,10 +141,10 @@ def test_constant_values_stay_numbers() -> None:
     }
 
 
-def recipe_of(operator: str, preset: Preset, density: float = 0.5) -> Recipe:
+def recipe_of(operator: str, preset: Preset, density: float = 0.5, scale: float = 0.9) -> Recipe:
     table = OPERATORS[operator]
     sources = ("one", "two")[: table.max_sources]
-    values = {"density": density, "weight": 0.7, "lambda": 0.9, "t": 0.3}
+    values = {"density": density, "weight": 0.7, "lambda": scale, "t": 0.3, "metric": 0.5, "power": 2.0}
     return Recipe(
         operator=operator,
         options=options_of(table, preset),
@@ -156,6 +163,29 @@ def test_mergekits_own_presets_are_reproducible(operator: str) -> None:
     assert inexpressible(recipe_of(operator, "mergekit")) == []
 
 
+@pytest.mark.parametrize("operator", ["nuslerp", "multislerp", "karcher", "metric_average", "decay_average"])
+def test_operators_on_weights_are_reproducible(operator: str) -> None:
+    assert inexpressible(recipe_of(operator, "mergekit")) == []
+    assert "base_model" not in yaml.safe_load(to_mergekit(recipe_of(operator, "mergekit"), PATHS, llama()))
+
+
+@pytest.mark.parametrize(
+    ("operator", "method"),
+    [("nuslerp_delta", "nuslerp"), ("multislerp_delta", "multislerp"), ("model_stock", "model_stock")],
+)
+def test_a_scale_is_reproducible_only_where_there_is_one(operator: str, method: str) -> None:
+    recipe = recipe_of(operator, "mergekit", scale=1.0)
+    config = yaml.safe_load(to_mergekit(recipe, PATHS, llama()))
+    assert inexpressible(recipe) == []
+    assert (config["merge_method"], config["base_model"]) == (method, PATHS["base"])
+    assert "lambda" not in config["parameters"]
+    assert inexpressible(recipe_of(operator, "mergekit", scale=0.9)) == ["lambda: it has none"]
+
+
+def test_operators_that_mergekit_lacks_are_named() -> None:
+    assert inexpressible(recipe_of("metagpt", "mergekit")) == ["metagpt: it has no such method"]
+
+
 @pytest.mark.parametrize("operator", ["dare_linear", "dare_ties"])
 def test_random_masks_are_its_own(operator: str) -> None:
     assert inexpressible(recipe_of(operator, "mergekit")) == ["masks: it draws its own at random"]
@@ -171,10 +201,13 @@ def test_the_papers_ties_is_not_reproducible() -> None:
     ("operator", "switches"),
     [
         ("task_arithmetic", {"normalize": False}),
-        ("ties", {"normalize": True}),
+        ("ties", {"normalize": True, "rescale": False}),
         ("dare_linear", {"normalize": False, "rescale": True}),
         ("dare_ties", {"normalize": False, "rescale": True}),
         ("slerp", {}),
+        ("nuslerp_delta", {"nuslerp_row_wise": False, "nuslerp_flatten": True}),
+        ("multislerp_delta", {"normalize_weights": True}),
+        ("model_stock", {"filter_wise": False}),
     ],
 )
 def test_no_switch_is_left_to_a_default(operator: str, switches: dict[str, bool]) -> None:

@@ -52,7 +52,7 @@ def test_shows_the_numbers_of_the_knee_and_the_anchors(summary: Make) -> None:
 
 
 def test_gains_are_those_of_the_verdict(summary: Make) -> None:
-    found = summary(lift=-0.05)
+    found = summary(lift=-0.02)
     told = verdict(found)
     assert told.kind == "partial"
     assert told.candidate is not None

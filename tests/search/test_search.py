@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sqlite3
 import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ from hypothesis import strategies as st
 
 from evomerge.config import Experiment
 from evomerge.errors import EvomergeError, RunError, StoreError
-from evomerge.opening import anchors, open_run, space_of
-from evomerge.outcome import Failed, Job
+from evomerge.opening import Lineup, anchors, open_run, space_of
+from evomerge.outcome import Failed, Job, Outcome
 from evomerge.runs import RunStore
 from evomerge.search import Search
 from evomerge.stopping import Stop
@@ -191,12 +194,33 @@ class Broken(synthetic.SyntheticWorker):  # type: ignore[misc]
         return Failed(candidate=job.candidate, phase=job.phase, stage="evaluate", reason="the task is broken")
 
 
-def test_a_run_in_which_everything_fails_stops_with_the_reason(config: Experiment, tmp_path: Path) -> None:
+def test_a_run_in_which_everything_fails_stops_with_the_reason_and_can_be_repaired(
+    whole: Path, config: Experiment, tmp_path: Path
+) -> None:
     with pytest.raises(RunError, match="the task is broken"):
         drive(tmp_path, config, SerialExecutor(Broken))
+    drive(tmp_path, config, serial())
+    assert archive(tmp_path) == archive(whole)
 
 
-def test_equal_recipes_are_scored_once(tmp_path: Path) -> None:
+class Liar(synthetic.SyntheticWorker):  # type: ignore[misc]
+    def run(self, job: Job) -> Outcome:
+        outcome: Outcome = super().run(job)
+        if job.candidate != 6 or isinstance(outcome, Failed):
+            return outcome
+        first, *others = outcome.responses
+        return replace(outcome, responses=(replace(first, values=(math.nan, *first.values[1:])), *others))
+
+
+def test_a_worker_that_breaks_its_contract_fails_its_candidate_only(config: Experiment, tmp_path: Path) -> None:
+    drive(tmp_path, config, SerialExecutor(Liar))
+    with RunStore.read(tmp_path) as store:
+        assert [(failure.candidate, failure.stage) for failure in store.failures()] == [(6, "evaluate")]
+        assert store.meta("state") == "finished"
+
+
+def one_recipe_for_all() -> tuple[Experiment, Lineup]:
+    """A space below what a recipe keeps."""
     config = synthetic.experiment(
         pool={"base": "/nowhere/base", "experts": {"a": "/nowhere/a"}},
         budget={"evaluations": 3 + 6},
@@ -204,10 +228,14 @@ def test_equal_recipes_are_scored_once(tmp_path: Path) -> None:
             "kind": "parameter",
             "operator": {"name": "task_arithmetic"},
             "knots": 1,
-            "genes": {"weight": {"low": 0, "high": 0.0000005}},  # below what a recipe keeps: one recipe for all genomes
+            "genes": {"weight": {"low": 0, "high": 0.0000005}},
         },
     )
-    lineup = synthetic.Lineup(base="base", experts=("a",), layers=4, dtype="float32", digest="pool")
+    return config, Lineup(base="base", experts=("a",), layers=4, dtype="float32", digest="pool")
+
+
+def test_equal_recipes_are_scored_once(tmp_path: Path) -> None:
+    config, lineup = one_recipe_for_all()
     with open_run(tmp_path, config, lineup, space_of(config, lineup)) as store:
         executor = serial()
         list(Search(config, lineup, store=store, executor=executor, info=executor.start()).run(Stop()))
@@ -215,6 +243,30 @@ def test_equal_recipes_are_scored_once(tmp_path: Path) -> None:
         assert len(search) == 9
         assert sum(result.cached_from is not None for result in search) == 5
         assert len(store.results("confirm")) == 4
+
+
+def test_equal_recipes_fail_together_wherever_the_driver_dies(tmp_path: Path) -> None:
+    config, lineup = one_recipe_for_all()
+
+    class Picky(synthetic.SyntheticWorker):  # type: ignore[misc]
+        def run(self, job: Job) -> Outcome:
+            if job.recipe.operator == "linear":
+                outcome: Outcome = super().run(job)
+                return outcome
+            return Failed(candidate=job.candidate, phase=job.phase, stage="materialize", reason="no")
+
+    archives = set()
+    for steps in range(1, 12):
+        folder = tmp_path / str(steps)
+        for limit in (steps, 99):
+            executor = SerialExecutor(Picky)
+            with open_run(folder, config, lineup, space_of(config, lineup)) as store:
+                search = Search(config, lineup, store=store, executor=executor, info=executor.start()).run(Stop())
+                list(islice(search, limit))
+        with RunStore.read(folder) as store:
+            assert [failure.stage for failure in store.failures()] == ["materialize"] * 6
+        archives.add(archive(folder))
+    assert len(archives) == 1
 
 
 @pytest.mark.parametrize(
@@ -242,9 +294,10 @@ def test_a_changed_experiment_is_refused_with_the_difference(
 def test_changed_items_and_changed_models_are_refused(whole: Path, config: Experiment) -> None:
     class Other(synthetic.SyntheticWorker):  # type: ignore[misc]
         def info(self) -> WorkerInfo:
-            return WorkerInfo(sizes={"alpha": 60, "beta": 60}, digests={"alpha": "items", "beta": "others"})
+            info: WorkerInfo = replace(super().info(), digests={"alpha": "items", "beta": "others"})
+            return info
 
-    with pytest.raises(StoreError, match=r"tasks\.beta\.digest: the run has 'items', now it is 'others'"):
+    with pytest.raises(StoreError, match=r"workers\.tasks\.beta\.digest: the run has 'items', now it is 'others'"):
         drive(whole, config, SerialExecutor(Other))
     lineup = synthetic.Lineup(base="base", experts=("a", "b"), layers=4, dtype="float32", digest="other")
     with pytest.raises(StoreError, match="model contents: the run has 'pool', now it is 'other'"):
@@ -258,6 +311,39 @@ def test_a_larger_budget_goes_on_from_the_end(config: Experiment, tmp_path: Path
     with RunStore.read(tmp_path) as store:
         assert Counter(c.generation for c in store.candidates() if c.kind == "search") == dict.fromkeys(range(5), 6)
         assert len(store.results("search")) == 4 + 5 * 6
+
+
+def test_a_smaller_budget_than_what_is_recorded_is_refused(whole: Path, config: Experiment) -> None:
+    smaller = config.model_copy(update={"budget": config.budget.model_copy(update={"evaluations": 4 + 6})})
+    with pytest.raises(StoreError, match="22 candidates are recorded already"):
+        drive(whole, smaller, serial())
+
+
+def test_the_record_holds_the_newest_budget(config: Experiment, tmp_path: Path) -> None:
+    drive(tmp_path, config, serial(), steps=None)
+    larger = config.model_copy(update={"budget": config.budget.model_copy(update={"evaluations": 4 + 4 * 6})})
+    with pytest.raises(Killed):
+        drive(tmp_path, larger, serial(), steps=2)
+    with RunStore.read(tmp_path) as store:
+        assert store.experiment["budget"]["evaluations"] == 28
+        assert Experiment.model_validate(store.experiment) == larger
+
+
+def test_workers_on_another_device_or_pool_are_refused(whole: Path, config: Experiment) -> None:
+    class Elsewhere(synthetic.SyntheticWorker):  # type: ignore[misc]
+        def info(self) -> WorkerInfo:
+            info: WorkerInfo = replace(super().info(), device="cuda")
+            return info
+
+    class Mixed(synthetic.SyntheticWorker):  # type: ignore[misc]
+        def info(self) -> WorkerInfo:
+            info: WorkerInfo = replace(super().info(), pool_digest="other")
+            return info
+
+    with pytest.raises(StoreError, match=r"workers\.device: the run has 'cpu', now it is 'cuda'"):
+        drive(whole, config, SerialExecutor(Elsewhere))
+    with pytest.raises(StoreError, match="model contents: the run has 'pool', now it is 'other'"):
+        drive(whole, config, SerialExecutor(Mixed))
 
 
 def test_replay_reproduces_every_generation_and_notices_tampering(whole: Path, config: Experiment) -> None:

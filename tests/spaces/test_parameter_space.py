@@ -204,10 +204,54 @@ def test_genomes_are_values() -> None:
 @pytest.mark.parametrize("name", shipped_names("search_spaces"))
 def test_shipped_spaces_load_and_decode(name: str) -> None:
     config = load_space(name)
-    assert config.operator.name == name
-    experts = ("rev",) if name == "slerp" else ("rev", "sort", "ciph")
+    experts = ("rev", "sort", "ciph")[: OPERATORS[config.operator.name].max_sources]
     space = build_space(config, base="base", experts=experts, layers=4, dtype="bfloat16", seed=0)
     assert space.decode(space.start).sources == experts
+
+
+def test_lines_grow_from_the_first_layer_to_the_last() -> None:
+    space = space_of(load_space("lines"), layers=5)
+    weights, scales = ["weight.block.rev.k0", "weight.block.sort.k0"], ["lambda.block.k0", "lambda.block.k1"]
+    assert [gene.name for gene in space.genes] == weights + scales
+    recipe = space.decode(Genome((0.25, 0.5, 0.25, 0.75)))
+    alpha, beta, field = 1.0, 2.0, recipe.parameter("lambda")
+    assert [field.at("mlp", layer)[0] for layer in range(5)] == [alpha + beta * layer / 4 for layer in range(5)]
+    assert field.at("embed", None) == field.at("head", None) == (alpha,)
+    assert {row for _, rows in recipe.parameter("weight").by_role() for row in rows} == {(0.25, 0.5)}
+
+
+def test_edges_follow_the_first_group() -> None:
+    genes = {"lambda": {"low": 0, "high": 1, "edges": "first"}}
+    groups = {"mlp": ["mlp", "norm"], "mix": ["attention"]}
+    space = space_of(config_of(knots=1, groups=groups, genes=genes))
+    field = space.decode(Genome((0.25, 0.75))).parameter("lambda")
+    assert (field.at("attention", 0), field.at("embed", None), field.at("head", None)) == ((0.75,), (0.25,), (0.25,))
+
+
+def test_a_fixed_value_for_each_expert() -> None:
+    metric = {"metric": {"sort": 2.0, "rev": 0.5}}
+    config = config_of(operator={"name": "metric_average"}, genes={"power": {}}, per_expert=metric)
+    recipe = space_of(config).decode(space_of(config).start)
+    assert {row for _, rows in recipe.parameter("metric").by_role() for row in rows} == {(0.5, 2.0)}
+    expected = r"per_expert.metric: expected one value for each expert \(rev, ciph\); got sort, rev"
+    with pytest.raises(ConfigError, match=expected):
+        space_of(config, experts=("rev", "ciph"))
+
+
+@pytest.mark.parametrize(
+    ("genes", "per_expert", "message"),
+    [
+        ("weight", {"lambda": {"rev": 1.0}}, "lambda is shared by all experts; write its one value under fixed"),
+        ("lambda", {"weight": {"rev": 99.0}}, r"weight: expected a value in \[-10.0, 10.0\]; got 99.0"),
+        ("weight", {"weight": {"rev": 1.0}}, r"either searched \(genes\) or fixed .*; got \['weight'\] twice"),
+        ("weight", {"wieght": {"rev": 1.0}}, "got 'wieght'"),
+    ],
+)
+def test_values_per_expert_that_do_not_fit_are_refused(
+    genes: str, per_expert: dict[str, dict[str, float]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(genes={genes: {}}, per_expert=per_expert)
 
 
 def test_quickstart_space_is_small_and_starts_at_the_average() -> None:

@@ -1,0 +1,90 @@
+"""How large a change is among its like: magnitude ranks in 256 levels, the same for every candidate.
+
+Level 0 is the smallest, 255 the largest. Among the elements of a row, ranks are exact (equal magnitudes rank by index,
+the first highest) and level l is `round(255 (rank - 1) / (n - 1))`; a row of one element has level 255. One byte per
+element is kept. Over a whole tensor, magnitudes are compared as bf16 holds them, rounded toward zero, equal ones share
+their middle rank, and level l is `floor(256 rank / n)`. Only a table of the 2^15 such magnitudes is kept.
+
+Knows nothing of what ranks are for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from evomerge.merging import masks, statistics
+from evomerge.merging.plan import Prune, RankScope
+from evomerge.merging.statistics import CHUNK, Difference
+
+if TYPE_CHECKING:
+    from evomerge.merging.pool import ModelPool
+
+__all__ = ["kept_l1", "levels", "table"]
+
+
+def table(pool: ModelPool, difference: Difference, scope: RankScope) -> torch.Tensor:
+    """What `levels` needs of one tensor: kept, so that ranks are computed once.
+
+    Returns:
+        uint8; of shape `[elements]` by row, `[2^15]` by tensor.
+    """
+    make = _by_row if scope == "row" else _by_bin
+    return statistics.once(pool, ("levels", difference, scope), lambda: make(pool, difference))
+
+
+def levels(table: torch.Tensor, scope: RankScope, start: int, magnitudes: torch.Tensor) -> torch.Tensor:
+    """Levels of a run of elements.
+
+    Args:
+        table: of their tensor.
+        scope: of the table.
+        start: index of the first element in the flattened tensor.
+        magnitudes: `|x|`, fp32, shape `(count,)`.
+
+    Returns:
+        int32, shape `(count,)`.
+    """
+    if scope == "row":
+        return table[start : start + len(magnitudes)].int()
+    return table.index_select(0, statistics.bin_of(magnitudes)).int()
+
+
+def kept_l1(pool: ModelPool, difference: Difference, prune: Prune) -> float:
+    """Sum of the magnitudes that a mask keeps, in fp64."""
+    known = table(pool, difference, prune.ranks)
+    total = 0.0
+    for start, block in difference.blocks(pool):
+        at = levels(known, prune.ranks, start, block)
+        kept = masks.keep_by_level(prune.seed, prune.probabilities, at, start)
+        total += float(block.mul_(kept).sum(dtype=torch.float64))
+    return total
+
+
+def _by_row(pool: ModelPool, difference: Difference) -> torch.Tensor:
+    source, base = (pool.tensor(model, *difference.names) for model in (difference.source, difference.base))
+    columns = base.shape[-1] if base.ndim else 1
+    span = max(columns - 1, 1)
+    falling = (255 * (span - torch.arange(columns)) + span // 2) // span
+    found = torch.empty(base.numel() // columns, columns, dtype=torch.uint8)
+    rows = max(CHUNK // columns, 1)
+    for top in range(0, len(found), rows):
+        part = slice(top, top + rows)
+        x = source.reshape(-1, columns)[part].float() - base.reshape(-1, columns)[part].float()
+        order = _descending(x.abs_())
+        found[part].scatter_(1, order, falling.to(torch.uint8).expand_as(order))
+    return found.view(-1)
+
+
+def _descending(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Columns of every row, largest magnitude first. Integers that hold both sort in half the time of a stable sort."""
+    keys = (0x7FFFFFFF - magnitudes.view(torch.int32).long()) << 32 | torch.arange(magnitudes.shape[1])
+    keys.numpy().sort(axis=1)
+    return keys & 0xFFFFFFFF
+
+
+def _by_bin(pool: ModelPool, difference: Difference) -> torch.Tensor:
+    held = statistics.histogram(pool, difference)
+    upto = held.cumsum(0)
+    return ((2 * upto - held) * 128 // upto[-1]).to(torch.uint8)

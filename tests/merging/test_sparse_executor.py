@@ -1,0 +1,78 @@
+"""The executor against the oracle, for operators that trim, drop, elect or select."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.recipe import OPERATORS, Field, Operator, Preset, Recipe, options_of
+from evomerge.recipe.sparse_table import SPARSE_OPERATORS
+
+MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
+NAMES = [operator.name for operator in SPARSE_OPERATORS]
+
+_spec = importlib.util.spec_from_file_location("oracle", Path(__file__).with_name("oracle.py"))
+assert _spec is not None
+assert _spec.loader is not None
+oracle: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(oracle)
+
+
+@pytest.mark.parametrize("operator", SPARSE_OPERATORS, ids=NAMES)
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(1, 40))
+def test_equals_the_oracle_rounded_once(
+    memory_pool: MakePool, operator: Operator, data: st.DataObject, block: int
+) -> None:
+    family = data.draw(oracle.families())
+    recipe = data.draw(oracle.recipes(operator, tuple(family)[1:]))
+    oracle.assert_equals_the_oracle(recipe, memory_pool(family), block)
+
+
+@pytest.mark.parametrize("operator", SPARSE_OPERATORS, ids=NAMES)
+@settings(max_examples=12, deadline=None)
+@given(st.data(), st.integers(1, 40))
+def test_does_not_depend_on_the_block_size(
+    memory_pool: MakePool, operator: Operator, data: st.DataObject, block: int
+) -> None:
+    family = data.draw(oracle.families())
+    recipe = data.draw(oracle.recipes(operator, tuple(family)[1:]))
+    oracle.assert_same_in_any_blocks(recipe, memory_pool(family), block)
+
+
+@pytest.fixture(scope="module")
+def large(memory_pool: MakePool) -> Any:
+    return memory_pool(oracle.large_family(shape=(700, 400)))
+
+
+@pytest.mark.parametrize("preset", ["paper", "mergekit"])
+@pytest.mark.parametrize("operator", NAMES)
+def test_one_ulp_on_one_element_in_a_thousand(large: Any, operator: str, preset: Preset) -> None:
+    table = OPERATORS[operator]
+    if table.presets["paper"] == table.presets["mergekit"] and preset == "mergekit":
+        pytest.skip("both presets are the same")
+    per_source = {"weight": [0.317181, 0.541871, -0.284529], "density": [0.271828, 0.618034, 0.577216]}
+    special = {"select_topk": 0.318309, "epsilon": 0.001202, "t": 0.000916}
+    sources = ("one", "two", "three")[: table.max_sources]
+    fields = {}
+    for name, parameter in sorted(table.parameters.items()):
+        one = special.get(name, parameter.default)
+        row = per_source.get(name, [one] * 3) if parameter.scope == "source" else [one]
+        fields[name] = Field.constant(row[: len(sources)], 1)
+    recipe = Recipe(
+        operator=operator,
+        options=options_of(table, preset),
+        base="base",
+        sources=sources,
+        parameters=tuple(fields.items()),
+        mask_seed=3,
+        dtype="bfloat16",
+    )
+    oracle.assert_nearly_rounded(recipe, large)
