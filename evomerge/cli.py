@@ -32,6 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+INTERRUPTED = 130
+"""Exit code that typer gives a KeyboardInterrupt."""
+
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, or a shipped name.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 SetOption = Annotated[
@@ -49,7 +52,7 @@ def _console() -> Console:
         def on_broken_pipe(self) -> None:  # rich would end the program with exit code 1
             raise BrokenPipeError
 
-    return PipedConsole(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return PipedConsole(file=sys.stdout, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def _load(name: str, assignments: list[str] | None) -> Experiment:
@@ -81,14 +84,17 @@ def init(
 
 @app.command()
 def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
-    """Check an experiment, its models and its search space, without running anything."""
+    """Check an experiment, its models, its search space and the names of its tasks, without running anything."""
     from evomerge.launch import lineup_of, open_pool
     from evomerge.opening import space_of
+    from evomerge.starter import unknown_tasks
 
     config = _load(experiment, set_)
     lineup = lineup_of(config, open_pool(config))
     genes = len(space_of(config, lineup).genes)
-    typer.echo(f"{config.name}: ok ({len(lineup.experts)} experts, {lineup.layers} layers, {genes} genes)")
+    for note in unknown_tasks(config.fitness):
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"{config.name}: ok (experts: {len(lineup.experts)}, layers: {lineup.layers}, genes: {genes})")
 
 
 @app.command()
@@ -178,6 +184,8 @@ def _conclude(folder: Path, console: Console) -> None:
 
     page = None
     with RunStore.read(folder) as store:
+        if store.meta("state") == "stopped":
+            console.print(f"Stopped on request; nothing is lost. To go on: evomerge run {folder}")
         if find_spec("plotly") and find_spec("jinja2"):
             try:
                 page = write_report(store, folder / "report.html")
@@ -308,6 +316,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of a pipe has gone, as in `evomerge status RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command to go on", err=True)
-        sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:
+            typer.echo("interrupted; nothing that was recorded is lost, run the same command to go on", err=True)
+        raise

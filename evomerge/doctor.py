@@ -18,7 +18,7 @@ __all__ = ["Finding", "examine"]
 
 _EXTRAS = {
     "merge": ("torch", "transformers", "safetensors"),
-    "eval": ("lm_eval",),
+    "eval": ("lm_eval", "accelerate"),
     "ray": ("ray",),
     "report": ("plotly", "jinja2", "matplotlib"),
     "vllm": ("vllm",),

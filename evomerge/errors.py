@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "StoreError",
     "TaskError",
     "require",
+    "require_installed",
 ]
 
 
@@ -113,6 +115,22 @@ class RunError(EvomergeError):
     """The run cannot go on."""
 
 
+def require_installed(module: str, extra: str) -> None:
+    """Make sure that an optional dependency is there, without importing it.
+
+    Args:
+        module: import name of the package, for example `"torch"`.
+        extra: the extra of evomerge that installs it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if find_spec(module) is None:
+        raise MissingExtraError(
+            f"this needs the package {module!r}, which is not installed; run: pip install 'evomerge[{extra}]'"
+        )
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
@@ -123,11 +141,5 @@ def require(module: str, extra: str) -> ModuleType:
     Raises:
         MissingExtraError: the module is not installed.
     """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".", maxsplit=1)[0]:
-            raise
-        raise MissingExtraError(
-            f"this needs the package {module!r}, which is not installed; run: pip install 'evomerge[{extra}]'"
-        ) from error
+    require_installed(module.partition(".")[0], extra)
+    return import_module(module)

@@ -43,7 +43,7 @@ class Evaluator:
         executor: started; None settles nothing, see `Unsettled`.
 
     Attributes:
-        waited: seconds spent waiting for workers.
+        waited: seconds spent waiting for workers since it was last set to 0.
     """
 
     def __init__(self, store: RunStore, executor: Executor | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evomerge.config import Experiment
 from evomerge.merging.pool import ModelPool
-from evomerge.opening import Lineup, open_run, space_of
+from evomerge.opening import Lineup, is_complete, open_run, space_of
 from evomerge.search import Progress, Search
 from evomerge.stopping import Stop
 from evomerge.workers import WorkerSpec, build_executor
@@ -21,7 +21,7 @@ def open_pool(experiment: Experiment) -> ModelPool:
     Raises:
         PoolError: they cannot be read, or do not fit each other.
     """
-    return ModelPool.open(experiment.pool.base, experiment.pool.experts)
+    return ModelPool.open(experiment.pool.base, experiment.pool.experts, tokenizer=experiment.pool.tokenizer)
 
 
 def lineup_of(experiment: Experiment, pool: ModelPool) -> Lineup:
@@ -66,6 +66,8 @@ def launch(experiment: Experiment, folder: Path, stop: Stop) -> Iterator[Progres
             seed=experiment.seed,
             log=folder / "logs",
         )
+        if is_complete(store, experiment):
+            return
         executor = build_executor(experiment.executor, spec)
         try:
             info = executor.start()

@@ -16,7 +16,7 @@ from evomerge.recipe import OutputDtype, Recipe, uniform
 from evomerge.runs import RunStore
 from evomerge.spaces import SearchSpace, build_space
 
-__all__ = ["Lineup", "anchors", "flat", "open_run", "refuse_change", "space_of"]
+__all__ = ["Lineup", "anchors", "flat", "is_complete", "open_run", "refuse_change", "space_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,8 +121,19 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
     return store
 
 
+def _searched(store: RunStore) -> int:
+    """How many candidates of the search are recorded, anchors included."""
+    return sum(candidate.kind != "answer" for candidate in store.candidates())
+
+
+def is_complete(store: RunStore, experiment: Experiment) -> bool:
+    """Whether a run has nothing left to do: it is confirmed, and its budget holds no further generation."""
+    spent = _searched(store) + experiment.algorithm.population > experiment.budget.evaluations
+    return spent and store.meta("state") == "finished"
+
+
 def _refuse_smaller_budget(store: RunStore, experiment: Experiment) -> None:
-    recorded = sum(candidate.kind != "answer" for candidate in store.candidates())
+    recorded = _searched(store)
     if experiment.budget.evaluations < recorded:
         raise StoreError(
             f"{store.folder}: {recorded} candidates are recorded already; expected budget.evaluations of at least "

@@ -9,7 +9,7 @@ from pathlib import Path
 from evomerge.config import Experiment
 from evomerge.errors import StoreError
 from evomerge.launch import lineup_of, open_pool
-from evomerge.opening import Lineup
+from evomerge.opening import Lineup, refuse_change
 from evomerge.outcome import Failed, ItemSet, Job
 from evomerge.reports import summarize
 from evomerge.runs import RunStore
@@ -82,24 +82,28 @@ def rescore(folder: Path, choice: str) -> Rescored:
         choice: `knee`, `best:OBJECTIVE` or a candidate's number.
 
     Raises:
-        StoreError: no such run or candidate, no result to compare with, the candidate fails now, or the models changed.
+        StoreError: no such run or candidate, no result to compare with, the candidate fails now, or something changed.
     """
     with RunStore.read(folder) as store:
         experiment = Experiment.model_validate(store.experiment)
         number = summarize(store).pick(choice)
         result = store.result(number, "confirm") or store.result(number, "search")
         recipe = next(candidate.recipe for candidate in store.candidates() if candidate.id == number)
-        expected = store.manifest["pool_digest"]
+        recorded = _recorded_info(store)
     if result is None:
         raise StoreError(f"{folder}: candidate {number} has no result to compare with")
     digest = lineup_of(experiment, open_pool(experiment)).digest
-    if digest != expected:
-        raise StoreError(f"{folder}: the models have changed since this run (expected {expected}, got {digest})")
+    if digest != recorded.pool_digest:
+        raise StoreError(
+            f"{folder}: the models have changed since this run (expected {recorded.pool_digest}, got {digest})"
+        )
     spec = WorkerSpec(
         pool=experiment.pool, fitness=experiment.fitness, engine=experiment.engine, seed=experiment.seed, log=None
     )
     items = ItemSet.of({record.task: record.items for record in result.responses})
-    outcome = MergeWorker(spec).run(Job(candidate=number, phase=result.phase, recipe=recipe, items=items))
+    worker = MergeWorker(spec)
+    refuse_change(folder, recorded.digests, worker.info().digests)
+    outcome = worker.run(Job(candidate=number, phase=result.phase, recipe=recipe, items=items))
     if isinstance(outcome, Failed):
         raise StoreError(f"{folder}: candidate {number} fails now, at stage {outcome.stage}: {outcome.reason}")
     differing = tuple(

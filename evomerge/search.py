@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from evomerge.config import Experiment
@@ -91,6 +91,7 @@ class Search:
         self._manager = PopulationManager(algorithm, objectives=len(self._objectives))
         self._recorded = {(c.kind, c.generation, c.slot): c for c in store.candidates()}
         self._evaluator = Evaluator(store, executor)
+        self._marked = time.perf_counter()
 
     def _check_workers(self, info: WorkerInfo) -> None:
         """What the workers found must be what the run began with; noted when it begins."""
@@ -104,7 +105,7 @@ class Search:
         else:
             refuse_change(self._store.folder, flat(json.loads(before), "workers"), flat(now, "workers"))
 
-    def run(self, stop: Stop) -> Iterator[Progress]:
+    def run(self, stop: Stop) -> Generator[Progress, None, None]:
         """Search until the budget is spent, then confirm; or until a stop is asked for.
 
         Yields:
@@ -114,7 +115,7 @@ class Search:
             RunError: nothing can be evaluated.
             DiskError: the disk is full; the run can be resumed.
         """
-        began = time.perf_counter()
+        self._marked = time.perf_counter()
         self._store.set_meta("state", "running")
         try:
             yield from self._search(stop)
@@ -123,7 +124,7 @@ class Search:
         except Drained:
             self._store.set_meta("state", "stopped")
         finally:
-            self._account(time.perf_counter() - began)
+            self._account()
 
     def replay(self) -> int:
         """Walk through the recorded generations with a fresh algorithm, evaluating and writing nothing.
@@ -141,12 +142,14 @@ class Search:
             pass
         return self._manager.generation
 
-    def _account(self, seconds: float) -> None:
-        """Add this session's wall time, and the share that the driver itself was busy, to the run's."""
+    def _account(self) -> None:
+        """Add the wall time since the last call, and the share that the driver itself was busy, to the run's."""
+        seconds, waited = time.perf_counter() - self._marked, self._evaluator.waited
         spent = json.loads(self._store.meta("driver") or '{"wall_seconds": 0.0, "busy_seconds": 0.0}')
         spent["wall_seconds"] += seconds
-        spent["busy_seconds"] += seconds - self._evaluator.waited
+        spent["busy_seconds"] += seconds - waited
         self._store.set_meta("driver", json.dumps(spent))
+        self._marked, self._evaluator.waited = time.perf_counter(), 0.0
 
     def _search(self, stop: Stop) -> Iterator[Progress]:
         references = self._register("anchor", -1, [(None, recipe) for recipe in anchors(self._lineup).values()])
@@ -159,6 +162,8 @@ class Search:
             if generation == 0:
                 self._manager.anchors([self._scores(candidate) for candidate in references])
             self._manager.tell([self._scores(candidate) for candidate in candidates])
+            if self._executor is not None:
+                self._account()
             generation += 1
 
     def _ask(self, generation: int) -> list[Candidate]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from evomerge.config import load_experiment
+from evomerge.config import FitnessConfig, load_experiment
+from evomerge.config.faults import near
 from evomerge.errors import ConfigError, Fault, StoreError
 
-__all__ = ["starter", "task_names", "write_starter"]
+__all__ = ["starter", "task_names", "unknown_tasks", "write_starter"]
 
 _TEMPLATE = """\
 # An evomerge experiment. Check it with `evomerge check {file}`, run it with `evomerge run {file}`.
-# Paths are relative to this file.
+# Paths may be relative to this file.
 version: 1
 name: {name}
 
@@ -74,6 +76,22 @@ def task_names(path: Path) -> list[str]:
     return names
 
 
+def unknown_tasks(fitness: FitnessConfig) -> Iterator[str]:
+    """One note for each objective whose task no listed file defines: lm-eval may have it, or it is misspelt."""
+    known = [name for path in fitness.tasks for name in task_names(path)]
+    for objective in fitness.objectives:
+        if objective.task not in known:
+            yield (
+                f"objective {objective.name!r}: no file under fitness.tasks defines the task {objective.task!r}"
+                f"{near(objective.task, known)}; it is looked for among lm-eval's own tasks when the run starts"
+            )
+
+
+def _name(text: str) -> str:
+    """A file's name as the name of an experiment."""
+    return _quoted(re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._") or "experiment")
+
+
 def _quoted(text: str) -> str:
     """Text as a YAML scalar."""
     return json.dumps(text, ensure_ascii=False)
@@ -95,7 +113,7 @@ def starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Sequence
     generations = 12
     return _TEMPLATE.format(
         file=file.name,
-        name=file.stem,
+        name=_name(file.stem),
         base=_quoted(str(base.resolve())),
         experts="\n".join(f"    {_quoted(name)}: {_quoted(str(path.resolve()))}" for name, path in experts.items()),
         space="task_arithmetic" if len(experts) > 1 else "slerp",
@@ -118,7 +136,9 @@ def write_starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Se
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
-        raise StoreError(f"{file}: cannot be written ({error.strerror}); choose another name") from error
+        raise StoreError(
+            f"{file}: cannot be written ({error.strerror}); choose a place that exists and a name that is free"
+        ) from error
     try:
         load_experiment(str(file))
     except ConfigError:

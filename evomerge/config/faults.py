@@ -103,6 +103,10 @@ def _message(error: ErrorDetails, holder: Any) -> str:
         return "the key 'kind' is missing"
     if kind == "value_error":
         return str(context["error"])
+    if kind == "too_short":
+        return f"expected at least {context['min_length']}; got {context['actual_length']}"
+    if kind == "string_pattern_mismatch" and "A-Za-z0-9" in str(context["pattern"]):
+        return f"expected letters, digits, '_', '.' or '-', a letter or digit first; got {got!r}"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}; got {got!r}"
     text = error["msg"][0].lower() + error["msg"][1:]

@@ -55,8 +55,12 @@ class PoolConfig(_Config):
     @field_validator("experts")
     @classmethod
     def _base_is_reserved(cls, experts: dict[str, Path]) -> dict[str, Path]:
-        for name in {"base", "uniform"} & experts.keys():
-            raise ValueError(f"{name!r} names an anchor of every run; give this expert another name")
+        for name in experts:
+            if name in ("base", "uniform", "knee") or name.isdigit():
+                raise ValueError(
+                    f"{name!r} means something else on the command line and in reports (base, uniform and knee are "
+                    "taken, numbers are candidates); give this expert another name"
+                )
         return experts
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.engines.base import LoadStats, stay_offline
-from evomerge.errors import MergeError, PoolError
+from evomerge.errors import ConfigError, Fault, MergeError, PoolError
 
 if TYPE_CHECKING:
     import torch
@@ -84,12 +84,12 @@ class TransformersEngine:
         1.0
 
     Args:
-        pool: base and experts; the base gives architecture and tokenizer.
+        pool: base and experts; the base gives the architecture.
         config: device, dtype, batch size and threads. The thread count holds for the whole process.
 
     Attributes:
         model: the transformers model, in evaluation mode.
-        tokenizer: the base's.
+        tokenizer: the pool's choice.
         device, dtype: where the model lives and what it computes in, for example `cpu` and `bfloat16`.
         watch: time and sanity of its forward passes.
 
@@ -137,23 +137,31 @@ class TransformersEngine:
 
 
 def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cpu" and not torch.cuda.is_available():
+        message = f"expected a GPU that torch can use; got none for {wanted!r}; use device: cpu or auto"
+        raise ConfigError("engine", [Fault(path="$.engine.device", message=message)])
+    return wanted
 
 
 def _build(pool: ModelPool, device: str, dtype: str) -> tuple[Any, Any]:
-    """The base model and its tokenizer, ready to be overwritten."""
+    """The base model, in the shape and with the tokenizer of the merged one, ready to be overwritten."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = pool.folder(pool.base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(pool.tokenizer_folder, trust_remote_code=False, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True
+            folder,
+            config=AutoConfig.for_model(**pool.config),
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # embeddings have the rows of the chosen vocabulary
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise PoolError(

@@ -47,12 +47,14 @@ class Estimate:
         se: standard error of the mean.
         items: number of items.
         centre: middle of the interval; for right-or-wrong metrics a little nearer to one half than the mean.
+        bounds: lowest and highest mean there can be; intervals end there.
     """
 
     mean: float
     se: float
     items: int
     centre: float
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def interval(self, level: float) -> tuple[float, float]:
         """Student interval for the mean over all items of the kind; always holds `mean`.
@@ -61,7 +63,8 @@ class Estimate:
             level: confidence, for example 0.95.
         """
         half = quantile(level, self.items - 1) * self.se
-        return min(self.mean, self.centre - half), max(self.mean, self.centre + half)
+        low, high = self.bounds
+        return max(low, min(self.mean, self.centre - half)), min(high, max(self.mean, self.centre + half))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -142,12 +145,14 @@ def scores(responses: Sequence[Responses], objectives: Sequence[ObjectiveConfig]
     found: dict[int, Estimate] = {}
     for table in tables(responses, objectives):
         centres, covariance = _moments(table)
+        bounds = _bounds(table)
         for column, j in enumerate(table.columns):
             found[j] = Estimate(
                 mean=float(table.values[:, column].mean()),
                 se=math.sqrt(covariance[column, column]),
                 items=len(table.items),
                 centre=float(centres[column]),
+                bounds=bounds[column],
             )
     return tuple(found[j] for j in range(len(objectives)))
 
@@ -162,16 +167,18 @@ def mean_estimate(responses: Sequence[Responses], objectives: Sequence[Objective
         TaskError: an objective without responses, or on fewer than 2 items.
     """
     share = weights(objectives)
-    mean = centre = variance = 0.0
+    mean = centre = variance = low = high = 0.0
     items = 0
     for table in tables(responses, objectives):
         w = share[list(table.columns)]
         centres, covariance = _moments(table)
+        lows, highs = zip(*_bounds(table), strict=True)
+        low, high = low + float(w @ np.array(lows)), high + float(w @ np.array(highs))
         mean += float(w @ table.values.mean(axis=0))
         centre += float(w @ centres)
         variance += float(w @ covariance @ w)
         items += len(table.items)
-    return Estimate(mean=mean, se=math.sqrt(variance), items=items, centre=centre)
+    return Estimate(mean=mean, se=math.sqrt(variance), items=items, centre=centre, bounds=(low, high))
 
 
 def _moments(table: Table) -> tuple[Floats, Floats]:
@@ -181,6 +188,13 @@ def _moments(table: Table) -> tuple[Floats, Floats]:
     floor = np.where(binary, share * (1.0 - share) / (count + 4.0), 0.0)
     centre = np.where(binary, table.signs * share, values.mean(axis=0))
     return centre, raise_diagonal(np.atleast_2d(np.cov(values, rowvar=False)) / count, floor)
+
+
+def _bounds(table: Table) -> list[tuple[float, float]]:
+    """For each column, what its mean can be at all: [0, 1], or [-1, 0] if minimized, for right-or-wrong metrics."""
+    unbounded = (-math.inf, math.inf)
+    ranges = [(0.0, 1.0) if sign > 0 else (-1.0, 0.0) for sign in table.signs]
+    return [r if binary else unbounded for r, binary in zip(ranges, is_binary(table.values), strict=True)]
 
 
 def is_binary(values: Floats) -> NDArray[np.bool_]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evomerge.merging import ranks, selection
-from evomerge.merging.plan import Fence, Prune, RankScope, TensorPlan, Term, Winner
+from evomerge.merging.keep_rules import Fence, Prune, RankScope
+from evomerge.merging.plan import TensorPlan, Term, Winner
 from evomerge.merging.statistics import Difference
 
 if TYPE_CHECKING:

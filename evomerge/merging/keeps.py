@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from evomerge.merging import masks, ranks
-from evomerge.merging.plan import Band, Clip, Drop, Fence, Prune, Term, Trim
+from evomerge.merging.keep_rules import Band, Clip, Drop, Fence, Prune, Trim
+from evomerge.merging.plan import Term
 
 __all__ = ["apply", "trim"]
 

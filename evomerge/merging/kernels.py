@@ -14,10 +14,11 @@ import torch
 
 from evomerge.merging import keeps
 from evomerge.merging.factors import Factors
-from evomerge.merging.plan import Delta, Linear, Term, Trim, Vote
+from evomerge.merging.keep_rules import Trim
+from evomerge.merging.plan import Delta, Linear, Term, Vote
 from evomerge.merging.selection import variance
 
-__all__ = ["Block", "Tally", "ballot", "delta", "fold", "linear", "shifted", "vote"]
+__all__ = ["Block", "Tally", "ballot", "delta", "linear", "shifted", "vote"]
 
 _ONE = torch.tensor(1.0)
 
@@ -92,7 +93,7 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
         ballot(term, block, base, out)
     if kernel.select is not None:
         _select(kernel.select, block.start, ballots, spare, total)
-    fold(ballots, total)
+    _fold(ballots, total)
     _signs(total, zero_sign, signs)
     ballots.mul_(signs).relu_()  # what agrees with the election, as magnitudes; the rest is zero
     if tally is not None:
@@ -100,13 +101,13 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
         tally.cancelled |= bool(torch.mv(ballots, torch.eq(total, 0, out=divisor)).any())
     if any(kernel.shares):
         torch.sign(ballots, out=spare).mul_(_column(kernel.shares))
-        fold(spare, divisor)
+        _fold(spare, divisor)
         if kernel.floor:
             divisor.clamp_(min=kernel.floor)
         divisor.add_(torch.eq(divisor, 0, out=total))
     if any(gain != 1 for gain in kernel.gains):
         ballots.mul_(_column(kernel.gains))
-    fold(ballots, total)
+    _fold(ballots, total)
     if any(kernel.shares):
         total.div_(divisor)
     return shifted(base, total.mul_(signs), kernel.scale)
@@ -138,7 +139,7 @@ def _signs(total: torch.Tensor, zero_sign: int, out: torch.Tensor) -> None:
         out[total == 0] = -1.0
 
 
-def fold(rows: torch.Tensor, out: torch.Tensor) -> None:
+def _fold(rows: torch.Tensor, out: torch.Tensor) -> None:
     """Sum of `[K, n]` over K >= 2, strictly in order."""
     torch.add(rows[0], rows[1], out=out)
     for row in rows[2:]:

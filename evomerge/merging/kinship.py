@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kinship", "Products", "kinship"]
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 """Elements of each model whose signs are compared at a time."""
 
 
@@ -162,7 +162,10 @@ def _signs(pool: ModelPool, name: str) -> tuple[int, int]:
     models = [pool.tensor(model, name).reshape(-1) for model in (pool.base, *pool.experts)]
     shared = conflicts = 0
     for base, *experts in zip(*(model.split(_CHUNK) for model in models), strict=True):  # type: ignore[no-untyped-call]
-        signs = torch.stack([(expert > base).to(torch.int8) - (expert < base).to(torch.int8) for expert in experts])
-        shared += int((signs.abs().sum(0) > 1).sum())
-        conflicts += int(((signs > 0).any(0) & (signs < 0).any(0)).sum())
+        raised, lowered = (torch.zeros(len(base), dtype=torch.int16) for _ in range(2))
+        for expert in experts:
+            raised += expert > base
+            lowered += expert < base
+        shared += int(torch.count_nonzero(raised + lowered > 1))
+        conflicts += int(torch.count_nonzero(raised.minimum(lowered)))
     return shared, conflicts

@@ -13,128 +13,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evomerge.merging.factors import Factors
+from evomerge.merging.keep_rules import Keep, Trim
 
 __all__ = [
-    "Band",
-    "Clip",
     "Consensus",
     "Copy",
     "Delta",
-    "Drop",
-    "Fence",
-    "Keep",
     "Kernel",
     "Linear",
     "MergePlan",
     "Overlap",
-    "Prune",
-    "RankScope",
     "Score",
     "TensorPlan",
     "Term",
-    "Trim",
     "Vote",
     "Winner",
     "Zero",
 ]
-
-RankScope = Literal["row", "tensor"]
-"""Among which elements magnitudes are ranked: those of a row (the last axis), or of the whole tensor."""
 
 Score = Literal["magnitude", "rank"]
 """By what sources compete for an element: the magnitude of their ballots, or its rank in their own tensors."""
 
 Zero = Literal["plus", "majority"]
 """Sign elected where the ballots cancel exactly: always +, or the sign that most elements of the tensor elected."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trim:
-    """Keep the largest magnitudes.
-
-    Attributes:
-        threshold: smallest magnitude kept, an fp32 value.
-        last_tie: index of the last element that is kept among those whose magnitude equals the threshold.
-    """
-
-    threshold: float
-    last_tie: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drop:
-    """Keep elements at random.
-
-    Attributes:
-        seed: of the mask, see `evomerge.merging.masks`.
-        density: probability of being kept.
-    """
-
-    seed: int
-    density: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Band:
-    """Keep what one trim keeps and another does not.
-
-    Attributes:
-        inner: what is kept.
-        outer: what of it is not: the largest magnitudes.
-    """
-
-    inner: Trim
-    outer: Trim
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prune:
-    """Keep elements at random, large ones more often.
-
-    The probability of an element of level l (see `evomerge.merging.ranks`) is `density - epsilon + 2 epsilon l / 255`.
-
-    Attributes:
-        seed: of the mask, see `evomerge.merging.masks`.
-        density: mean probability of being kept.
-        epsilon: half the width of the range of probabilities; at most `min(density, 1 - density)`.
-        ranks: among which elements magnitudes are ranked.
-        inverse: divide what is kept by its probability, in fp32.
-    """
-
-    seed: int
-    density: float
-    epsilon: float
-    ranks: RankScope
-    inverse: bool
-
-    @property
-    def probabilities(self) -> tuple[float, ...]:
-        """For each of the 256 levels."""
-        low = self.density - self.epsilon
-        return tuple(low + 2 * self.epsilon * level / 255 for level in range(256))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Clip:
-    """Cut magnitudes down to a limit, an fp32 value."""
-
-    limit: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fence:
-    """Keep what is important: `|x|` times its row's divergence (see `evomerge.merging.selection`), in fp32.
-
-    Attributes:
-        least: smallest importance kept.
-        columns: elements per row.
-    """
-
-    least: float
-    columns: int
-
-
-Keep = Trim | Band | Drop | Prune | Clip | Fence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evomerge.merging import masks, statistics
-from evomerge.merging.plan import Prune, RankScope
+from evomerge.merging.keep_rules import Prune, RankScope
 from evomerge.merging.statistics import CHUNK, Difference
 
 if TYPE_CHECKING:

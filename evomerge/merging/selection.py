@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from evomerge.merging import statistics
+from evomerge.merging.keep_rules import Trim
 from evomerge.merging.keeps import trim
-from evomerge.merging.plan import Trim
 from evomerge.merging.statistics import CHUNK, chunks
 
 if TYPE_CHECKING:

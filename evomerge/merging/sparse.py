@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from evomerge.merging import masks, ranks, statistics
-from evomerge.merging.plan import Band, Drop, Keep, Prune, RankScope, Term, Trim
+from evomerge.merging.keep_rules import Band, Drop, Keep, Prune, RankScope, Trim
+from evomerge.merging.plan import Term
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec

@@ -35,8 +35,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evomerge.merging import selection, statistics
+from evomerge.merging.keep_rules import Clip, Fence, Trim
 from evomerge.merging.lowering import Lowering, base_of, delta, divisor_of, per_source, scale_of, shared, single, vote
-from evomerge.merging.plan import Clip, Consensus, Copy, Fence, Kernel, Overlap, Score, Term, Trim, Vote, Winner
+from evomerge.merging.plan import Consensus, Copy, Kernel, Overlap, Score, Term, Vote, Winner
 from evomerge.merging.selection import Changes, Importance, Variance
 from evomerge.merging.sparse import Part, banded, dropped, pruned, trimmed, trimmed_by_tensor
 

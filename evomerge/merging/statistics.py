@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from evomerge.merging import masks
-from evomerge.merging.plan import Drop
+from evomerge.merging.keep_rules import Drop
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import require
+from evomerge.errors import DiskError, require
 from evomerge.reports.groups import Group, groups
 from evomerge.reports.summary import Summary
 from evomerge.reports.words import objective_label
@@ -26,7 +26,7 @@ def write_png(summary: Summary, out: Path) -> Path:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        OSError: the file cannot be written.
+        DiskError: the file cannot be written.
     """
     require("matplotlib", "report")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,8 +42,13 @@ def write_png(summary: Summary, out: Path) -> Path:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     partial = out.with_name(out.name + ".partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, out)
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, out)
+    except OSError as error:
+        raise DiskError(
+            f"{out}: expected to write a picture there; got {error.strerror}; choose another --png"
+        ) from error
     return out
 
 

@@ -170,7 +170,8 @@ def _gain(summary: Summary, confirmation: Confirmation, winners: list[int]) -> V
         candidate=winner.id,
         headline=(
             f"Gain: {_called(winner)} ({role}) beats every parent in {mean_words(summary)}: "
-            f"{difference(closest.measure)} over {summary.entries[closest.anchor].name}, the closest."
+            f"{difference(closest.measure)} over {summary.entries[closest.anchor].name}, the closest"
+            f"{_as_good_for_free(summary, confirmation, winner.id)}."
         ),
         detail=f"{_trust(summary, closest)} {_against_averages(summary, confirmation, winner.id)}".strip(),
     )
@@ -211,7 +212,7 @@ def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
         kind="none",
         headline=f"No gain: no candidate beats every parent; {told}.",
         detail=(
-            "The parent is the safer choice. An interval that holds 0 may also mean too few items: "
+            "What was there before is the safer choice. An interval that holds 0 may also mean too few items: "
             "a larger budget or more items for search and confirmation may tell."
         ),
     )
@@ -233,12 +234,23 @@ def _trust(summary: Summary, gain: Gain) -> str:
     )
 
 
+def _as_good_for_free(summary: Summary, confirmation: Confirmation, candidate: int) -> str:
+    """Says so where a merge that needs no search was not beaten."""
+    parents = {parent.id for parent in summary.parents}
+    unbeaten = [
+        summary.entries[gain.anchor].name
+        for gain in confirmation.gains
+        if gain.candidate == candidate and gain.of == MEAN and gain.anchor not in parents and gain.measure.low <= 0
+    ]
+    return f", but not the {unbeaten[0]} average, which needs no search" if unbeaten else ""
+
+
 def _against_averages(summary: Summary, confirmation: Confirmation, candidate: int) -> str:
     """The gain over merges that need no search: what the search itself was worth."""
     parents = {parent.id for parent in summary.parents}
     gains: Iterable[Gain] = (g for g in confirmation.gains if g.candidate == candidate and g.of == MEAN)
     told = [
-        f"Over the {summary.entries[gain.anchor].name} average, which needs no search: {difference(gain.measure)}."
+        f"Over the {summary.entries[gain.anchor].name} average: {difference(gain.measure)}."
         for gain in gains
         if gain.anchor not in parents
     ]

@@ -18,6 +18,7 @@ from traceback import format_exc
 from typing import TextIO
 
 from evomerge import __version__
+from evomerge.errors import require_installed
 from evomerge.outcome import Failed, Job, Outcome, Scored, Stage
 from evomerge.workers.base import WorkerInfo, WorkerSpec, one_line
 
@@ -34,6 +35,7 @@ class MergeWorker:
         spec: what to open and how.
 
     Raises:
+        MissingExtraError: torch, transformers or lm-eval is not installed.
         PoolError: the models cannot be read or merged.
         TaskError: a task cannot be loaded.
     """
@@ -42,12 +44,19 @@ class MergeWorker:
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if spec.log is None else spec.log / f"worker-{self._name}.log"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        for package, extra in (
+            ("torch", "merge"),
+            ("transformers", "merge"),
+            ("lm_eval", "eval"),
+            ("accelerate", "eval"),
+        ):
+            require_installed(package, extra)
         with _quiet(self._log):
             from evomerge.engines.runner import EvalRunner
             from evomerge.engines.transformers_engine import TransformersEngine
             from evomerge.merging.pool import ModelPool
 
-            self._pool = ModelPool.open(spec.pool.base, spec.pool.experts)
+            self._pool = ModelPool.open(spec.pool.base, spec.pool.experts, tokenizer=spec.pool.tokenizer)
             self._engine = TransformersEngine(self._pool, spec.engine)
             self._runner = EvalRunner(self._engine, spec.fitness, spec.seed)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.config import RayConfig
-from evomerge.errors import RunError
+from evomerge.errors import ConfigError, Fault, RunError
 from evomerge.outcome import Failed, Job, Outcome, Stage
 from evomerge.workers.base import START_TRIES, StartFailure, Worker, WorkerFactory, WorkerInfo, one_line, run_safely
 from evomerge.workers.ray_cluster import RayCluster
@@ -90,7 +90,12 @@ class RayExecutor:
         return len(self._slots)
 
     def start(self) -> WorkerInfo:
-        """Starts all workers side by side and returns when the first is up."""
+        """Starts all workers side by side and returns when the first is up.
+
+        Raises:
+            ConfigError: more workers than this machine's CPUs can hold, where no cluster is named.
+        """
+        self._check_fit()
         try:
             self._ray = self._cluster.connect()
             self._slots = [self._launch() for _ in range(self._config.workers)]
@@ -100,6 +105,15 @@ class RayExecutor:
             self.close()
             raise
         return self._info
+
+    def _check_fit(self) -> None:
+        wanted, there = self._config.workers * self._config.cpus, os.cpu_count() or 1
+        if self._config.address is None and wanted > there:
+            message = (
+                f"{self._config.workers} workers of {self._config.cpus:g} CPUs each do not fit this machine's {there}"
+            )
+            hint = "lower workers or cpus, or name a cluster in executor.address"
+            raise ConfigError("executor", [Fault(path="$.executor.workers", message=f"{message}; {hint}")])
 
     def submit(self, job: Job) -> None:
         """Queues a job for the next idle worker."""

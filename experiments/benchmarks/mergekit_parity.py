@@ -32,8 +32,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from evomerge.merging.executor import execute
+from evomerge.merging.keep_rules import Band, Trim
 from evomerge.merging.operators import lower
-from evomerge.merging.plan import Band, MergePlan, TensorPlan, Trim, Vote
+from evomerge.merging.plan import MergePlan, TensorPlan, Vote
 from evomerge.merging.pool import ModelPool
 from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, OptionValue, Recipe, options_of
 from evomerge.recipe.mergekit_yaml import inexpressible, to_mergekit

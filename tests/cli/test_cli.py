@@ -214,7 +214,7 @@ def test_init_writes_what_check_accepts(family: Path, evomerge: Run) -> None:
     assert evomerge("check", file)[0] == 0
     code, _, err = evomerge(*arguments)
     assert code == 2
-    assert "choose another name" in err
+    assert "a name that is free" in err
     code, _, err = evomerge(
         "init", family / "b.yaml", "--base", models / "none", "--expert", f"a={models}", "--task", tasks
     )
@@ -248,7 +248,7 @@ def test_unknown_key_wrong_type_missing_file(family: Path, evomerge: Run) -> Non
     edit(family, "models/ciph", "models/cipher")
     broken(evomerge, family, "did you mean 'seed'?", "expected a whole number; got 'plenty'")
     edit(family, "ciph: quickstart", "uniform: quickstart")
-    broken(evomerge, family, "'uniform' names an anchor of every run")
+    broken(evomerge, family, "'uniform' means something else")
     edit(family, "uniform: quickstart", "ciph: quickstart")
     edit(family, "sede: 0", "seed: 0")
     edit(family, "evaluations: plenty", "evaluations: 245")

@@ -102,7 +102,7 @@ def test_every_fault_is_reported_at_once_with_its_line(folder: Path) -> None:
         ("version", 2, "$.version (line 1): expected 1; got 2"),
         ("name", "../escape", "$.name"),
         ("pool.experts", {}, "$.pool.experts"),
-        ("pool.experts", {"base": "a"}, "'base' names an anchor"),
+        ("pool.experts", {"base": "a"}, "'base' means something else"),
         ("pool.base", "nowhere", "$.pool.base (line 4): expected a model folder; nothing at"),
         ("space.operator.name", "tise", "expected an operator"),
         ("space.operator.preset", "papr", "did you mean 'paper'?"),
@@ -126,7 +126,7 @@ def test_every_fault_is_reported_at_once_with_its_line(folder: Path) -> None:
         ("executor", {"kind": "ray", "workers": 0}, "$.executor.workers"),
         ("executor", {"kind": "ray", "cpus": float("inf")}, "$.executor.cpus"),
         ("executor", {"kind": "ray", "job_timeout_seconds": float("nan")}, "$.executor.job_timeout_seconds"),
-        ("pool.experts", {"uniform": "a"}, "'uniform' names an anchor"),
+        ("pool.experts", {"uniform": "a"}, "'uniform' means something else"),
     ],
 )
 def test_each_fault_names_its_place(folder: Path, key: str, value: Any, expected: str) -> None:

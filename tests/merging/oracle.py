@@ -10,8 +10,9 @@ import torch
 from hypothesis import strategies as st
 
 from evomerge.merging.executor import execute
+from evomerge.merging.keep_rules import Prune
 from evomerge.merging.operators import lower
-from evomerge.merging.plan import Consensus, Copy, Delta, Linear, Overlap, Prune, TensorPlan, Term, Vote, Winner
+from evomerge.merging.plan import Consensus, Copy, Delta, Linear, Overlap, TensorPlan, Term, Vote, Winner
 from evomerge.merging.reference import reference_merge
 from evomerge.recipe import Field, Operator, OutputDtype, Parameter, Recipe, options_of
 

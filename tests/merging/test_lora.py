@@ -48,7 +48,8 @@ def dense(folder: Path, module: str, scale: float) -> torch.Tensor:
     """`s B A` in fp64."""
     held = load_file(folder / "adapter_model.safetensors")
     a, b = (held[f"base_model.model.{module}.lora_{factor}.weight"].double() for factor in "AB")
-    return scale * b @ a
+    product: torch.Tensor = scale * b @ a
+    return product
 
 
 @pytest.fixture

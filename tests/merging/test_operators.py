@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from evomerge.errors import MergeError
+from evomerge.merging.keep_rules import Drop, Trim
 from evomerge.merging.operators import lower
-from evomerge.merging.plan import Copy, Delta, Drop, Kernel, Linear, Trim, Vote
+from evomerge.merging.plan import Copy, Delta, Kernel, Linear, Vote
 from evomerge.recipe import OPERATORS, Field, OptionValue, Preset, Recipe, options_of
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]

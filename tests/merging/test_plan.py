@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 
 from evomerge.merging.factors import Factors
-from evomerge.merging.plan import Copy, Delta, Drop, Kernel, Linear, MergePlan, TensorPlan, Term, Trim, Vote
+from evomerge.merging.keep_rules import Band, Clip, Drop, Fence, Keep, Prune, Trim
+from evomerge.merging.plan import (
+    Consensus,
+    Copy,
+    Delta,
+    Kernel,
+    Linear,
+    MergePlan,
+    Overlap,
+    TensorPlan,
+    Term,
+    Vote,
+    Winner,
+)
 
 TERMS = (Term(source="one", weight=0.5), Term(source="two", weight=0.25, keep=Drop(seed=1, density=0.5)))
 DELTA = Delta(base="base", terms=TERMS, divisor=1.0, scale=1.0)
@@ -30,6 +43,24 @@ def test_only_what_differs_changed() -> None:
     assert before.changed(before) == frozenset()
 
 
+TRIM = Trim(threshold=0.5, last_tie=0)
+PRUNE = Prune(seed=1, density=0.5, epsilon=0.1, ranks="row", inverse=True)
+KEEPS: list[Keep] = [
+    Drop(seed=2, density=0.5),
+    TRIM,
+    Band(inner=TRIM, outer=replace(TRIM, threshold=0.75)),
+    PRUNE,
+    replace(PRUNE, ranks="tensor"),
+    Clip(limit=0.5),
+    Fence(least=0.5, columns=3),
+]
+CONTESTS: list[Kernel] = [
+    Consensus(base="base", terms=TERMS, cuts=(0.4, 0.4), least=2.0, scale=1.0),
+    Winner(base="base", terms=TERMS, by="rank", scale=1.0),
+    Winner(base="base", terms=TERMS, by="magnitude", scale=1.0),
+    Overlap(base="base", terms=TERMS, epsilon=1e-5, gains=(1.0, 1.1)),
+]
+
 OTHERS: list[Kernel] = [
     Copy(source="one"),
     Linear(terms=TERMS, divisor=1.0),
@@ -37,11 +68,17 @@ OTHERS: list[Kernel] = [
     replace(DELTA, divisor=2.0),
     replace(DELTA, terms=TERMS[:1]),
     replace(DELTA, terms=(TERMS[1], TERMS[0])),
-    replace(DELTA, terms=(TERMS[0], replace(TERMS[1], keep=Drop(seed=2, density=0.5)))),
-    replace(DELTA, terms=(TERMS[0], replace(TERMS[1], keep=Trim(threshold=0.5, last_tie=0)))),
+    *(replace(DELTA, terms=(TERMS[0], replace(TERMS[1], keep=keep))) for keep in KEEPS),
     VOTE,
     replace(VOTE, zero="majority"),
+    replace(VOTE, select=TRIM),
+    replace(VOTE, floor=1e-6),
+    *CONTESTS,
 ]
+
+
+def test_all_of_them_differ() -> None:
+    assert len({plan_of(other).digest for other in OTHERS}) == len(OTHERS)
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -51,7 +88,7 @@ def test_digest_tells_contents_apart(other: Kernel) -> None:
 
 
 def test_sources_name_the_base_first() -> None:
-    assert plan_of(DELTA).sources == plan_of(VOTE).sources == ("base", "one", "two")
+    assert {plan_of(kernel).sources for kernel in (DELTA, VOTE, *CONTESTS)} == {("base", "one", "two")}
     assert plan_of(Linear(terms=TERMS, divisor=1.0)).sources == ("one", "two")
     assert plan_of(Copy(source="two")).sources == ("two",)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evomerge.merging import masks, ranks
-from evomerge.merging.plan import Prune, RankScope
+from evomerge.merging.keep_rules import Prune, RankScope
 from evomerge.merging.statistics import Difference
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]

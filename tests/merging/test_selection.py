@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.merging import selection, statistics
-from evomerge.merging.plan import Trim
+from evomerge.merging.keep_rules import Trim
 from evomerge.merging.selection import Changes, Importance, Variance
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]

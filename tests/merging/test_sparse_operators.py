@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from evomerge.merging.executor import execute
+from evomerge.merging.keep_rules import Band, Clip, Drop, Trim
 from evomerge.merging.operators import lower
-from evomerge.merging.plan import Band, Clip, Consensus, Copy, Delta, Drop, Kernel, Overlap, Prune, Trim, Vote, Winner
+from evomerge.merging.plan import Consensus, Copy, Delta, Kernel, Overlap, Vote, Winner
 from evomerge.merging.reference import reference_merge
 from evomerge.recipe import OPERATORS, Field, OptionValue, Preset, Recipe, options_of
 from evomerge.recipe.sparse_table import SPARSE_OPERATORS
@@ -198,6 +199,26 @@ def test_one_whole_source_is_copied(memory_pool: MakePool, operator: str, preset
     assert kernel == Copy(source="one") or operator == "ram_plus"
 
 
+@pytest.mark.parametrize("operator", ["breadcrumbs", "dare_linear", "della_linear"])
+def test_where_nothing_is_dropped_it_is_task_arithmetic(memory_pool: MakePool, operator: str) -> None:
+    pool, values = models(memory_pool, **CHANGES), {"weight": [0.7, -0.2], "lambda": [0.9]}
+    recipe = recipe_of(operator, ("one", "two"), values)
+    assert kernel_of(recipe, pool) == kernel_of(recipe_of("task_arithmetic", ("one", "two"), values), pool)
+
+
+@pytest.mark.parametrize("operator", ["breadcrumbs_ties", "dare_ties", "della"])
+def test_where_nothing_is_dropped_it_is_an_election(memory_pool: MakePool, operator: str) -> None:
+    pool, values = models(memory_pool, **CHANGES), {"weight": [0.7, -0.2], "lambda": [0.9]}
+    recipe = recipe_of(operator, ("one", "two"), values)
+    assert kernel_of(recipe, pool) == kernel_of(recipe_of("ties", ("one", "two"), values), pool)
+
+
+def test_without_outliers_breadcrumbs_trim(memory_pool: MakePool) -> None:
+    pool, values = models(memory_pool, **CHANGES), {"density": [0.4, 0.6], "gamma": [0.0, 0.0]}
+    ties = recipe_of("ties", ("one", "two"), values, trim="tensor")
+    assert kernel_of(recipe_of("breadcrumbs_ties", ("one", "two"), values), pool) == kernel_of(ties, pool)
+
+
 def test_one_source_outweighs_nothing(memory_pool: MakePool) -> None:
     pool = models(memory_pool, one=[1.0, 0.0])
     assert merge(recipe_of("consensus", ("one",), {"k": [1.0]}), pool) == [1, 0]
@@ -230,71 +251,6 @@ def test_weights_of_both_signs_stay_finite(memory_pool: MakePool, operator: str,
     merged = merge(recipe_of(operator, ("one", "two"), values, vote=vote, aggregate=aggregate), pool)
     assert all(math.isfinite(value) for value in merged)
     assert max(map(abs, merged)) <= 2 * 2 / (0.9 - 0.1) / 0.5
-
-
-@pytest.mark.parametrize(("density", "window"), [(0.5, 0.15), (0.9, 0.1), (0.05, 0.05)])
-def test_dellas_window_is_cut_to_probabilities(memory_pool: MakePool, density: float, window: float) -> None:
-    pool = models(memory_pool, one=[1.0, 2.0])
-    recipe = recipe_of("della", ("one",), {"density": [density], "epsilon": [0.15]})
-    (term,) = kernel_terms(recipe, pool)
-    assert isinstance(term.keep, Prune)
-    assert term.keep.epsilon == pytest.approx(window)
-    assert 0 <= term.keep.probabilities[0] <= term.keep.probabilities[255] <= 1 + 1e-15
-
-
-def test_a_window_beyond_one_half_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"della: epsilon must lie in \[0.0, 0.5\]; got \[0.6, 0.6\]"):
-        recipe_of("della", ("one",), {"epsilon": [0.6]})
-
-
-def large(memory_pool: MakePool, rows: int = 40) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    base = torch.zeros(rows, 64)
-    one = torch.stack([torch.randperm(64, generator=generator) + 1.0 for _ in range(rows)])
-    return memory_pool({"base": {NAME: base}, "one": {NAME: one}})
-
-
-@pytest.mark.parametrize("rank", ["row", "tensor"])
-def test_della_keeps_large_changes_more_often(memory_pool: MakePool, rank: str) -> None:
-    pool, draws = large(memory_pool), 150
-    values = {"density": [0.5], "epsilon": [0.3]}
-    kept = torch.zeros(40, 64)
-    for seed in range(draws):
-        recipe = recipe_of("della_linear", ("one",), values, mask_seed=seed, rank=rank, rescale="none")
-        ((_, merged),) = execute(lower(recipe, pool), pool)
-        kept += merged != 0
-    x = pool.tensor("one", NAME)
-    shares = torch.stack([kept[x == value].mean() / draws for value in range(1, 65)])
-    middle = (torch.arange(64) / 63) if rank == "row" else _middle_ranks(x)
-    expected = 0.2 + 0.6 * middle
-    deviation = (expected * (1 - expected) / (40 * draws)).sqrt()
-    assert float(((shares - expected).abs() - 0.6 / 255).div(deviation).max()) < 4
-
-
-def _middle_ranks(x: torch.Tensor) -> torch.Tensor:
-    """Of the values 1 to 64, as bf16 holds them; all are as frequent."""
-    return torch.stack([((x < value).sum() + (x <= value).sum()) / 2 / x.numel() for value in torch.arange(1.0, 65.0)])
-
-
-@pytest.mark.parametrize("rank", ["row", "tensor"])
-def test_della_is_task_arithmetic_on_average(memory_pool: MakePool, rank: str) -> None:
-    pool, draws = large(memory_pool, rows=8), 300
-    values = {"density": [0.5], "epsilon": [0.3]}
-    recipes = [recipe_of("della_linear", ("one",), values, mask_seed=seed, rank=rank) for seed in range(draws)]
-    mean = torch.stack([next(execute(lower(recipe, pool), pool))[1] for recipe in recipes]).double().mean(0)
-    x = pool.tensor("one", NAME).double()
-    scores = (mean - x) / (x * math.sqrt((1 / 0.2 - 1) / draws))  # the smallest probability is 0.2
-    assert float(scores.abs().max()) < 5
-    assert abs(float(((mean - x) / x).mean())) < 0.02
-
-
-def test_della_restores_the_sum_of_magnitudes(memory_pool: MakePool) -> None:
-    pool = large(memory_pool)
-    values = {"density": [0.4], "epsilon": [0.2]}
-    for rank in ("row", "tensor"):
-        recipe = recipe_of("della_linear", ("one",), values, "mergekit", rank=rank)
-        ((_, merged),) = execute(lower(recipe, pool), pool)
-        assert float(merged.abs().sum()) == pytest.approx(float(pool.tensor("one", NAME).abs().sum()), rel=1e-5)
 
 
 def test_sources_and_tensors_have_masks_of_their_own(memory_pool: MakePool) -> None:

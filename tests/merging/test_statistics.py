@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evomerge.merging import masks, statistics
-from evomerge.merging.plan import Drop
+from evomerge.merging.keep_rules import Drop
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
 

@@ -77,7 +77,8 @@ def family(make_family: MakeFamily) -> Any:
 
 
 def stored(folder: Path, name: str) -> torch.Tensor:
-    return load_file(folder / "model.safetensors")[name]
+    tensor: torch.Tensor = load_file(folder / "model.safetensors")[name]
+    return tensor
 
 
 def task_arithmetic(pool: ModelPool, weights: Mapping[str, float]) -> Recipe:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,6 +15,9 @@ from evomerge.recipe.mergekit_yaml import inexpressible, to_mergekit
 
 LAYERS = 12
 PATHS = {"base": "/models/base", "one": "org/one", "two": "/models/two: odd name"}
+
+
+DETERMINISTIC = ("breadcrumbs", "breadcrumbs_ties", "sce", "ram", "ram_plus", "nearswap")
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,31 @@ def recipe_of(operator: str, preset: Preset, density: float = 0.5, scale: float 
         base="base" if table.needs_base else None,
         sources=sources,
         parameters=tuple(
-            (name, Field.constant([values[name]] * (len(sources) if parameter.scope == "source" else 1), LAYERS))
+            (
+                name,
+                Field.constant(
+                    [values.get(name, parameter.default or 0.0)] * (len(sources) if parameter.scope == "source" else 1),
+                    LAYERS,
+                ),
+            )
             for name, parameter in sorted(table.parameters.items())
         ),
         dtype="float32",
     )
 
 
-@pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "ties", "slerp"])
+@pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "ties", "slerp", *DETERMINISTIC])
 def test_mergekits_own_presets_are_reproducible(operator: str) -> None:
     assert inexpressible(recipe_of(operator, "mergekit")) == []
+
+
+@pytest.mark.parametrize(
+    ("operator", "method"),
+    [*((name, name) for name in DETERMINISTIC if name != "ram_plus"), ("ram_plus", "ramplus_tl"), ("della", "della")],
+)
+def test_methods_have_mergekits_names(operator: str, method: str) -> None:
+    config = yaml.safe_load(to_mergekit(recipe_of(operator, "mergekit"), PATHS, llama()))
+    assert config["merge_method"] == method
 
 
 @pytest.mark.parametrize("operator", ["nuslerp", "multislerp", "karcher", "metric_average", "decay_average"])
@@ -182,11 +200,27 @@ def test_a_scale_is_reproducible_only_where_there_is_one(operator: str, method: 
     assert inexpressible(recipe_of(operator, "mergekit", scale=0.9)) == ["lambda: it has none"]
 
 
-def test_operators_that_mergekit_lacks_are_named() -> None:
-    assert inexpressible(recipe_of("metagpt", "mergekit")) == ["metagpt: it has no such method"]
+@pytest.mark.parametrize("operator", ["metagpt", "consensus", "magmax", "exclusive", "fusion"])
+def test_operators_that_mergekit_lacks_are_named(operator: str) -> None:
+    assert inexpressible(recipe_of(operator, "mergekit")) == [f"{operator}: it has no such method"]
 
 
-@pytest.mark.parametrize("operator", ["dare_linear", "dare_ties"])
+def test_the_papers_della_and_sce_are_not_reproducible() -> None:
+    reasons = inexpressible(recipe_of("della", "paper"))
+    assert [reason.split(":")[0] for reason in reasons] == [
+        "vote=unweighted",
+        "aggregate=mean",
+        "rescale=inverse",
+        "masks",
+    ]
+    by_tensor = replace(
+        recipe_of("della", "mergekit"), options=options_of(OPERATORS["della"], "mergekit", rank="tensor")
+    )
+    assert [reason.split(":")[0] for reason in inexpressible(by_tensor)] == ["rank=tensor", "masks"]
+    assert [reason.split(":")[0] for reason in inexpressible(recipe_of("sce", "paper"))] == ["floor=False"]
+
+
+@pytest.mark.parametrize("operator", ["dare_linear", "dare_ties", "della", "della_linear"])
 def test_random_masks_are_its_own(operator: str) -> None:
     assert inexpressible(recipe_of(operator, "mergekit")) == ["masks: it draws its own at random"]
     assert inexpressible(recipe_of(operator, "mergekit", density=1.0)) == []
@@ -204,6 +238,10 @@ def test_the_papers_ties_is_not_reproducible() -> None:
         ("ties", {"normalize": True, "rescale": False}),
         ("dare_linear", {"normalize": False, "rescale": True}),
         ("dare_ties", {"normalize": False, "rescale": True}),
+        ("breadcrumbs", {"normalize": False, "rescale": False}),
+        ("breadcrumbs_ties", {"normalize": False, "rescale": False}),
+        ("della", {"normalize": True, "rescale": True}),
+        ("della_linear", {"normalize": False, "rescale": True}),
         ("slerp", {}),
         ("nuslerp_delta", {"nuslerp_row_wise": False, "nuslerp_flatten": True}),
         ("multislerp_delta", {"normalize_weights": True}),

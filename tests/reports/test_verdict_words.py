@@ -22,7 +22,8 @@ def test_gain_names_the_closest_parent(summary: Make) -> None:
     assert told.candidate == found.picks["knee"]
     assert "beats every parent in the mean of the objectives" in told.headline
     assert "the search never saw" in told.detail
-    assert "uniform average, which needs no search" in told.detail
+    assert "Over the uniform average: +" in told.detail
+    assert "which needs no search" not in told.headline
     assert found.confirmation is not None
     parents = {parent.id for parent in found.parents}
     lowest = min(

@@ -263,6 +263,7 @@ def test_equal_recipes_fail_together_wherever_the_driver_dies(tmp_path: Path) ->
             with open_run(folder, config, lineup, space_of(config, lineup)) as store:
                 search = Search(config, lineup, store=store, executor=executor, info=executor.start()).run(Stop())
                 list(islice(search, limit))
+                search.close()
         with RunStore.read(folder) as store:
             assert [failure.stage for failure in store.failures()] == ["materialize"] * 6
         archives.add(archive(folder))
