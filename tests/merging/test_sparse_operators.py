@@ -169,6 +169,13 @@ def test_sce_floor_makes_small_changes_count_alike(memory_pool: MakePool) -> Non
     assert floored == pytest.approx([2e-4])
 
 
+def test_sce_floor_shortens_what_a_weak_source_changed_alone(memory_pool: MakePool) -> None:
+    pool = models(memory_pool, one=[1000.0, 0.0], two=[0.0, 0.01])
+    relative, floored = (merge(recipe_of("sce", ("one", "two"), floor=floor), pool) for floor in (False, True))
+    assert relative == pytest.approx([1000, 0.01])
+    assert floored == pytest.approx([1000, 0.01 * 1e-10 / 1e-6])
+
+
 @pytest.mark.parametrize(
     ("fence", "kept"), [(-1.0, [1, 1, 1, 1]), (0.0, [0, 1, 1, 1]), (0.5, [0, 0, 1, 1]), (2, [0, 0, 0, 1])]
 )
