@@ -89,9 +89,12 @@ def _scores(summary: Summary) -> Table:
 
 
 def _rows(summary: Summary) -> Iterable[tuple[Entry, list[str]]]:
-    chosen = dict.fromkeys([*summary.picks.values(), *(anchor.id for anchor in summary.anchors)])
+    claimed = verdict(summary).candidate
+    named = [] if claimed is None else [claimed]
+    chosen = dict.fromkeys([*named, *summary.picks.values(), *(anchor.id for anchor in summary.anchors)])
     for candidate in chosen:
-        yield summary.entries[candidate], [name for name, pick in summary.picks.items() if pick == candidate]
+        roles = [name for name, pick in summary.picks.items() if pick == candidate]
+        yield summary.entries[candidate], roles or ["verdict"] * (candidate == claimed)
 
 
 def _who(entry: Entry, roles: list[str]) -> Text:
