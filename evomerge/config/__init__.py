@@ -20,17 +20,15 @@ from evomerge.config.models import (
     ExecutorConfig,
     Experiment,
     FitnessConfig,
-    GeneRange,
     ItemsConfig,
     Nsga2Config,
     ObjectiveConfig,
-    OperatorConfig,
-    ParameterSpaceConfig,
     PoolConfig,
     RandomConfig,
     RayConfig,
     SerialConfig,
 )
+from evomerge.config.space import GeneRange, OperatorConfig, ParameterSpaceConfig
 
 __all__ = [
     "Algorithm",

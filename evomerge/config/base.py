@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-__all__ = ["STRICT", "Finite", "Name"]
+__all__ = ["Finite", "Name", "Strict"]
 
-STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-"""Unknown keys are refused, and nothing changes once it is read."""
+
+class Strict(BaseModel):
+    """A mapping of a configuration: unknown keys are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 """Letters, digits, `_`, `.` and `-`: safe in file names and in the report."""

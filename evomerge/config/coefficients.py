@@ -11,9 +11,9 @@ import io
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from evomerge.config.base import STRICT, Finite, Name
+from evomerge.config.base import Finite, Name, Strict
 from evomerge.errors import ConfigError, Fault
 from evomerge.recipe import EDGE_ROLES, Role
 from evomerge.yaml_lines import Document, KeyPath, Place, parse
@@ -21,10 +21,8 @@ from evomerge.yaml_lines import Document, KeyPath, Place, parse
 __all__ = ["Coefficient", "read_coefficients"]
 
 
-class Coefficient(BaseModel):
+class Coefficient(Strict):
     """One value of one parameter at one place."""
-
-    model_config = STRICT
 
     value: Finite
     layer: Annotated[int, Field(ge=0)] | None = None

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from evomerge.config.coefficients import read_coefficients
 from evomerge.config.faults import faults_of, near
-from evomerge.config.models import Experiment, FitnessConfig, ParameterSpaceConfig
+from evomerge.config.models import Experiment, FitnessConfig
+from evomerge.config.space import ParameterSpaceConfig
 from evomerge.errors import ConfigError, Fault
 from evomerge.yaml_lines import Document, KeyPath, Place, parse
 
