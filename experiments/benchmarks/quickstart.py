@@ -28,7 +28,7 @@ from evomerge.runs import RunStore
 EVOMERGE = [sys.executable, "-m", "evomerge"]
 KILLS = 2 if QUICK else 25
 SEEDS = (0,) if QUICK else (0, 1, 2)
-SMALL = ["--set", "budget.evaluations=65", "--set", "fitness.confirm.shortlist=4"]
+SMALL = ["--executor", "serial", "--set", "budget.evaluations=45", "--set", "fitness.confirm.shortlist=4"]
 
 
 def evomerge(*arguments: str) -> str:
@@ -136,8 +136,7 @@ def kill_and_resume(place: Path) -> list[Row]:
     """Killed and resumed runs against an undisturbed one, on both executors."""
     rows = []
     for kind, kills in (("serial", KILLS),) if QUICK else (("ray", KILLS), ("serial", 8)):
-        extra = ["--set", "executor.kind=" + kind] if kind == "ray" else ["--executor", kind]
-        extra += SMALL if QUICK or kind == "serial" else []
+        extra = SMALL if kind == "serial" else []
         whole, killed = place / f"{kind}-whole", place / f"{kind}-killed"
         evomerge("run", "quickstart", "--out", str(whole), *extra)
         done, lost = killed_run(killed, extra, kills)

@@ -1,0 +1,238 @@
+"""What a candidate costs: CPU seconds per merge, against the memory traffic that no merge can avoid, and mergekit.
+
+Run it with `make bench NAME=merging`; `QUICK=1` is shorter. SmolLM2-135M (or random weights in its layout), base and
+three synthetic experts, bf16, one thread. A candidate is lowered and written into live tensors; its coefficients are
+new, so nothing but facts about the pool is reused. QUICK measures a smaller model and scales seconds to 135M weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from synthetic_models import LARGE, QUICK_LAYOUT, SMOLLM2, write_expert, write_random
+from table import QUICK, Row, conclude
+
+from evomerge.merge import write_merge
+from evomerge.merging.executor import execute_into
+from evomerge.merging.operators import lower
+from evomerge.merging.pool import ModelPool
+from evomerge.recipe import OPERATORS, Field, Preset, Recipe, options_of
+from evomerge.recipe.mergekit_yaml import to_mergekit
+
+REPEATS = 2 if QUICK else 5
+REAL_BASE = Path.home() / ".cache" / "evomerge" / "smollm2" / "base"
+MERGEKIT = Path(".venv-mergekit/bin/python")
+EXPERTS = ("one", "two", "three")
+SMOLLM2_WEIGHTS = 134_515_008
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One operator under one preset.
+
+    Attributes:
+        target: CPU seconds per candidate; None for none.
+        moving: densities differ from candidate to candidate.
+        replayed: mergekit has it.
+    """
+
+    operator: str
+    target: float | None
+    preset: Preset = "mergekit"
+    sources: int = 3
+    moving: bool = False
+    replayed: bool = True
+
+    @property
+    def name(self) -> str:
+        """Operator and what is special."""
+        density = {"ties": ", changing density" if self.moving else ", fixed density"}.get(self.operator, "")
+        return self.operator + density + (", paper" if self.preset == "paper" else "")
+
+
+CASES = (
+    Case(operator="linear", target=0.16),
+    Case(operator="task_arithmetic", target=0.18),
+    Case(operator="ties", target=0.28),
+    Case(operator="ties", target=0.28, moving=True, replayed=False),
+    Case(operator="ties", target=0.28, preset="paper", moving=True, replayed=False),
+    Case(operator="dare_ties", target=0.35),
+    Case(operator="dare_ties", target=0.35, preset="paper", replayed=False),
+    Case(operator="breadcrumbs", target=0.35, moving=True),
+    Case(operator="della", target=0.50),
+    Case(operator="della", target=0.50, preset="paper", replayed=False),
+    Case(operator="slerp", target=0.18, sources=1),
+    Case(operator="nuslerp", target=0.18, sources=2),
+    Case(operator="multislerp", target=0.18),
+    Case(operator="karcher", target=0.18),
+    Case(operator="model_stock", target=0.18),
+    Case(operator="metagpt", target=0.18, replayed=False),
+)
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder that is gone afterwards, caches of evomerge within."""
+    place = Path(tempfile.mkdtemp(prefix="evomerge-bench-"))
+    os.environ["EVOMERGE_CACHE"] = str(place / "cache")
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def make_pool(place: Path) -> ModelPool:
+    """Base and experts: the real base where it is at hand."""
+    if REAL_BASE.is_dir() and not QUICK:
+        shutil.copytree(REAL_BASE, place / "base")
+    else:
+        write_random(place / "base", QUICK_LAYOUT if QUICK else SMOLLM2)
+    for number, name in enumerate(EXPERTS, 1):
+        write_expert(place / name, place / "base", number)
+    return ModelPool.open(place / "base", {name: place / name for name in EXPERTS})
+
+
+def recipe_of(case: Case, number: int, layers: int) -> Recipe:
+    """One candidate; number 0 is the one that facts are prepared with."""
+    table, sources = OPERATORS[case.operator], EXPERTS[: case.sources]
+    rows = {
+        "weight": [0.4 + number / 100, 0.3, 0.3 - number / 100],
+        "density": [0.5 + (number / 50 if case.moving else 0.0)] * 3,
+        "gamma": [0.01] * 3,
+        "epsilon": [0.1] * 3,
+        "lambda": [1.0 - number / 100 if case.operator in ("model_stock", "metagpt") else 1.0],
+        "t": [0.4 + number / 100],
+    }
+    if case.operator == "karcher":
+        rows["weight"] = [1.0] * 3  # all that mergekit can express
+    width = {name: case.sources if table.parameters[name].scope == "source" else 1 for name in table.parameters}
+    return Recipe(
+        operator=case.operator,
+        options=options_of(table, case.preset),
+        base="base" if table.needs_base else None,
+        sources=sources,
+        parameters=tuple((name, Field.constant(rows[name][: width[name]], layers)) for name in sorted(width)),
+        mask_seed=number + 1,
+        dtype="bfloat16",
+    )
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """What one call takes."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def copy_speed() -> float:
+    """Bytes read and written per CPU second by a plain copy of a model's worth of bf16."""
+    source, target = torch.ones(2, SMOLLM2_WEIGHTS, dtype=torch.bfloat16)
+    return 4 * len(source) / min(cpu_seconds(lambda: target.copy_(source)) for _ in range(7))
+
+
+def seconds_per_candidate(case: Case, pool: ModelPool, live: dict[str, torch.Tensor]) -> float:
+    """Median over candidates, after one that prepares."""
+
+    def candidate(number: int) -> float:
+        return cpu_seconds(lambda: execute_into(lower(recipe_of(case, number, pool.layers), pool), pool, live))
+
+    return statistics.median([candidate(number) for number in range(REPEATS + 1)][1:])
+
+
+def mergekit_seconds(pool: ModelPool, place: Path) -> dict[str, float]:
+    """The same by mergekit, in its own environment and one process; empty if it is not there."""
+    cases = [case for case in CASES if case.replayed]
+    if not MERGEKIT.exists():
+        return {}
+    folders = {name: str(pool.folder(name)) for name in pool.names}
+    files = [place / f"{number}.yaml" for number in range(len(cases))]
+    for case, file in zip(cases, files, strict=True):
+        file.write_text(to_mergekit(recipe_of(case, 1, pool.layers), folders, pool.specs))
+    command = [MERGEKIT, Path(__file__).with_name("mergekit_seconds.py"), str(REPEATS), *files]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {case.name: statistics.median(seconds) for case, seconds in zip(cases, found, strict=True)}
+
+
+def candidate_rows(pool: ModelPool, place: Path) -> list[Row]:
+    """Every operator beside its target, the floor and mergekit."""
+    weights = sum(torch.Size(spec.shape).numel() for spec in pool.specs)
+    live = {spec.name: torch.empty(spec.shape, dtype=torch.bfloat16) for spec in pool.specs}
+    speed, theirs = copy_speed(), mergekit_seconds(pool, place)
+    rows = [Row(name="copy speed", target="-", measured=f"{speed / 1e9:.1f} GB/s", met=None)]
+    for case in CASES:
+        scale = SMOLLM2_WEIGHTS / weights
+        ours = scale * seconds_per_candidate(case, pool, live)
+        reads = len(recipe_of(case, 0, pool.layers).models)
+        floor = 2 * (reads + 1) * SMOLLM2_WEIGHTS / speed
+        text = f"{ours:.3f} s, {ours / floor:.1f} x floor {floor:.3f} s"
+        if case.name in theirs:
+            text += f"; mergekit {scale * theirs[case.name]:.2f} s, {scale * theirs[case.name] / ours:.0f} x"
+        met = None if case.target is None else ours <= case.target
+        rows.append(Row(name=case.name, target=f"<= {case.target} s", measured=text, met=met))
+    if not theirs:
+        rows.append(Row(name="mergekit", target="-", measured="not measured: run `make mergekit-env`", met=None))
+    return rows
+
+
+def prepare_row(pool: ModelPool) -> Row:
+    """The first lowering of every kind, from nothing."""
+    weights = sum(torch.Size(spec.shape).numel() for spec in pool.specs)
+    cases = [case for case in CASES if case.operator in ("ties", "model_stock") and case.preset == "mergekit"]
+    seconds = sum(cpu_seconds(partial(lower, recipe_of(case, 0, pool.layers), pool)) for case in cases)
+    seconds *= SMOLLM2_WEIGHTS / weights
+    name = "prepare once per pool: order statistics, scalar products"
+    return Row(name=name, target="<= 6 s", measured=f"{seconds:.2f} s", met=seconds <= 6)
+
+
+def scheduling_row(pool: ModelPool) -> Row:
+    """Lower a recipe for 8,000 tensors and tell which of them changed."""
+    some = [spec for spec in pool.specs if spec.layer is not None]
+    specs = tuple(replace(some[i % len(some)], name=f"{i}.{some[i % len(some)].name}") for i in range(8000))
+    many = replace(pool, specs=specs)
+    before, after = (recipe_of(CASES[1], number, pool.layers) for number in (1, 2))
+    previous = lower(before, many)
+    seconds = statistics.median(cpu_seconds(lambda: lower(after, many).changed(previous)) for _ in range(5))
+    return Row(name="schedule 8,000 tensors", target="<= 0.1 s", measured=f"{seconds:.3f} s", met=seconds <= 0.1)
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def export(place: Path) -> tuple[float, int]:
+    """Wall seconds and peak private bytes of writing one merge; in a process of its own."""
+    torch.set_num_threads(1)
+    pool = ModelPool.open(place / "base", {"one": place / "one"})
+    recipe = recipe_of(Case(operator="ties", target=None, sources=1), 0, pool.layers)
+    peaks, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peaks.append(anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    write_merge(replace(recipe, operator="task_arithmetic", **_arithmetic(recipe)), pool, place / "merged")
+    seconds = time.perf_counter() - began
+    done.set()
+    watcher.join()
+    return seconds, max(peaks)
