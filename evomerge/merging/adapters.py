@@ -87,6 +87,10 @@ def _coefficients(tensor: TensorPlan, base: str) -> dict[str, float]:
             f"tensor {tensor.name}: expected a weighted sum of task vectors; got a merge element by element, which "
             "has no low rank; export the full model instead"
         )
+    if (
+        isinstance(kernel, Delta) and kernel.base != base
+    ):  # an expert is the base of this merge: it brings its own change
+        found[kernel.base] = 1.0 - sum(found.values())
     if isinstance(kernel, Linear) and abs(sum(found.values()) - 1) > _TOLERANCE:
         raise MergeError(
             f"tensor {tensor.name}: expected weights that add up to 1, so that the base comes through whole; "

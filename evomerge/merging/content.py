@@ -54,7 +54,7 @@ def scan(file: Path) -> Content:
         status = file.stat()
     except OSError as error:
         raise PoolError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    key = [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+    key = [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     content = _recalled(remembered("content", key))
     if content is None:
         content = _read(file)

@@ -7,7 +7,7 @@ Knows nothing of operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BLOCK", "execute", "execute_into"]
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Elements computed at a time: the scratch of a few sources then stays in a core's cache."""
 
 _FP16_MAX = 65504.0
@@ -112,19 +112,23 @@ def _write(tensor: TensorPlan, pool: ModelPool, out: torch.Tensor, block: int) -
 
 
 def _elect(kernel: Vote, whole: kernels.Block, flat: torch.Tensor, dtype: str) -> None:
-    """Elect + where ballots cancel; once the majority is known to be -, and if it matters at all, do it again."""
+    """Elect + where ballots cancel; once the majority is known to be -, do the blocks where it matters again."""
     tally = kernels.Tally() if kernel.zero == "majority" else None
     _sweep(partial(kernels.vote, kernel, tally=tally), whole, flat, dtype)
-    if tally is not None and tally.cancelled and tally.majority < 0:
-        _sweep(partial(kernels.vote, kernel, zero_sign=-1), whole, flat, dtype)
+    if tally is not None and tally.majority < 0:
+        _sweep(partial(kernels.vote, kernel, zero_sign=-1), whole, flat, dtype, tally.cancelled)
 
 
 def _sweep(
-    compute: Callable[[kernels.Block], torch.Tensor], whole: kernels.Block, flat: torch.Tensor, dtype: str
+    compute: Callable[[kernels.Block], torch.Tensor],
+    whole: kernels.Block,
+    flat: torch.Tensor,
+    dtype: str,
+    starts: Iterable[int] | None = None,
 ) -> None:
-    """Compute a whole tensor in blocks as long as its scratch."""
+    """Compute a tensor in blocks as long as its scratch: all of it, or the blocks that start at some elements."""
     size = whole.scratch.shape[1]
-    for start in range(0, len(flat), size):
+    for start in range(0, len(flat), size) if starts is None else starts:
         out = flat[start : start + size]
         here = {source: values[start : start + size] for source, values in whole.inputs.items()}
         block = replace(whole, start=start, inputs=here, scratch=whole.scratch[:, : len(out)])
@@ -135,7 +139,7 @@ def _store(values: torch.Tensor, out: torch.Tensor, dtype: str) -> None:
     """Round to a dtype, then widen or narrow to that of `out`."""
     target: torch.dtype = getattr(torch, dtype)
     if target == torch.float16 and values.dtype != target:
-        values = values.clamp(-_FP16_MAX, _FP16_MAX)
+        values = values.float().clamp(-_FP16_MAX, _FP16_MAX)  # in bf16 the limit itself would be rounded up
     out.copy_(values if out.dtype == target else values.to(target))
 
 

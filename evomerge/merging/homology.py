@@ -180,7 +180,7 @@ def _config_faults(base: Mapping[str, Any], model: Mapping[str, Any], terms: Ter
     if ("text_config" in base) != ("text_config" in model):  # a plain language model and one inside a multimodal one
         base, model = base.get("text_config", base), model.get("text_config", model)
         ignored |= {"architectures", "model_type"}
-    mine, theirs = _flattened(base), _flattened(model)
+    mine, theirs = (_flattened(_plain(config)) for config in (base, model))
     # A key in one file only is left alone: versions of transformers differ in which defaults they spell out, and
     # whatever changes the architecture changes a tensor too.
     return [
@@ -188,6 +188,24 @@ def _config_faults(base: Mapping[str, Any], model: Mapping[str, Any], terms: Ter
         for key in mine
         if key in theirs and _matters(key) and key.split(".")[-1] not in ignored and mine[key] != theirs[key]
     ]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that always spells out settings that change no tensor's shape, yet what a model computes.
+
+    Rotary positions stand in `rope_theta`, `rope_scaling` or `rope_parameters`, by version; a window that is switched
+    off is none.
+    """
+    plain = dict(config)
+    rotary = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    if not any(isinstance(value, Mapping) for value in rotary.values()):  # else: rotary settings by kind of layer
+        kind = rotary.pop("rope_type", rotary.pop("type", "default"))
+        theta = rotary.pop("rope_theta", config.get("rope_theta") or 10_000.0)
+        plain |= {"rope_theta": float(theta), "rope_scaling": {"type": kind, **rotary}}
+        plain.pop("rope_parameters", None)
+    if config.get("use_sliding_window") is False:
+        plain["sliding_window"] = None
+    return {"sliding_window": None, "hidden_act": "silu"} | plain
 
 
 def _flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

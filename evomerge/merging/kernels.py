@@ -8,7 +8,7 @@ Legend: `n` elements of the block, `K` terms; scratch is fp32 of shape `[2 K + 4
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,8 +19,6 @@ from evomerge.merging.plan import Delta, Linear, Term, Vote
 from evomerge.merging.selection import variance
 
 __all__ = ["Block", "Tally", "ballot", "delta", "linear", "shifted", "vote"]
-
-_ONE = torch.tensor(1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +44,11 @@ class Tally:
 
     Attributes:
         majority: elements that elected + minus elements that elected -.
-        cancelled: somewhere, ballots that were not zero cancelled exactly.
+        cancelled: where blocks start in which ballots that were not zero cancelled exactly.
     """
 
     majority: float = 0.0
-    cancelled: bool = False
+    cancelled: list[int] = field(default_factory=list)
 
 
 def linear(kernel: Linear, block: Block) -> torch.Tensor:
@@ -68,9 +66,9 @@ def delta(kernel: Delta, block: Block) -> torch.Tensor:
     """One block of a `Delta`, in scratch memory."""
     base, total, other = block.scratch[:3]
     base.copy_(block.inputs[kernel.base])
-    ballot(kernel.terms[0], block, base, total)
-    for term in kernel.terms[1:]:
-        total.add_(ballot(term, block, base, other))
+    total.zero_()
+    for term in kernel.terms:
+        total.add_(kept(term, block, base, other), alpha=term.weight)
     if kernel.divisor != 1:
         total.div_(kernel.divisor)
     return shifted(base, total, kernel.scale)
@@ -97,8 +95,7 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
     _signs(total, zero_sign, signs)
     ballots.mul_(signs).relu_()  # what agrees with the election, as magnitudes; the rest is zero
     if tally is not None:
-        tally.majority += float(total.sign().sum())
-        tally.cancelled |= bool(torch.mv(ballots, torch.eq(total, 0, out=divisor)).any())
+        _count(tally, block.start, total, ballots, spare)
     if any(kernel.shares):
         torch.sign(ballots, out=spare).mul_(_column(kernel.shares))
         _fold(spare, divisor)
@@ -114,16 +111,31 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
 
 
 def ballot(term: Term, block: Block, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """`weight * keep(theta - base)`. Multiplied on its own, not fused into the sum: elections depend on it."""
-    torch.sub(block.inputs[term.source], base, out=out)
+    """`weight * keep(theta - base)`. Multiplied on its own, not fused into a sum: elections depend on it."""
+    kept(term, block, base, out)
+    return out if term.weight == 1 else out.mul_(term.weight)
+
+
+def kept(term: Term, block: Block, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`factors * keep(theta - base)`."""
+    out.copy_(block.inputs[term.source]).sub_(base)  # faster than one subtraction of two dtypes
     keeps.apply(term, block.start, out, block.facts)
     if term.factors is not None:
         _scaled(out, term.factors, block.start)
-    return out if term.weight == 1 else out.mul_(term.weight)
+    return out
 
 
 def _scaled(values: torch.Tensor, factors: Factors, start: int) -> torch.Tensor:
     return values.mul_(torch.from_numpy(factors.within(start, len(values))))
+
+
+def _count(tally: Tally, start: int, total: torch.Tensor, agreeing: torch.Tensor, spare: torch.Tensor) -> None:
+    """Add one block to the tally."""
+    sums, where = spare[:2]
+    tally.majority += float(torch.sign(total, out=sums).sum())
+    _fold(agreeing, sums)
+    if float(sums.mul_(torch.eq(total, 0, out=where)).sum()):
+        tally.cancelled.append(start)
 
 
 def _select(rule: Trim, start: int, ballots: torch.Tensor, spare: torch.Tensor, spread: torch.Tensor) -> None:
@@ -133,10 +145,9 @@ def _select(rule: Trim, start: int, ballots: torch.Tensor, spare: torch.Tensor, 
 
 
 def _signs(total: torch.Tensor, zero_sign: int, out: torch.Tensor) -> None:
-    """Signs of fp32 sums: exact cancellation gives +0, so copying the sign bit elects +."""
-    torch.copysign(_ONE, total, out=out)
-    if zero_sign < 0:
-        out[total == 0] = -1.0
+    """Signs of sums, 1 or -1."""
+    compare = torch.ge if zero_sign > 0 else torch.gt
+    compare(total, 0, out=out).mul_(2.0).sub_(1.0)
 
 
 def _fold(rows: torch.Tensor, out: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 from evomerge.errors import PoolError
 from evomerge.merging.checkpoint import Checkpoint, TensorInfo, read_header, read_json
 from evomerge.merging.homology import same_bytes, ties_head
-from evomerge.merging.layout import aligned, is_token_embedding
+from evomerge.merging.layout import aligned, is_output_projection, is_token_embedding
 from evomerge.merging.tokenizer import has_vocabulary, shorten
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _check_fit(adapter: Adapter) -> None:
                 f"{adapter.folder}: tensor {name}: expected factors of a matrix {[*expected]} as in the base; "
                 f"got {[*shape]} (fan_in_fan_out {shorten(factors.transposed)}); check which base this adapter is for"
             )
-        if is_token_embedding(name) and ties_head({"base": adapter.base}):
+        if (is_token_embedding(name) or is_output_projection(name)) and ties_head({"base": adapter.base}):
             raise PoolError(
                 f"{adapter.folder}: tensor {name}: expected no LoRA on an embedding that is also the output head; "
                 "the adapter changes one of the two; merge it with PEFT into a model that does not tie them"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -50,9 +51,9 @@ def keep(seed: int, density: float, start: int, count: int) -> torch.Tensor:
         count: number of elements.
 
     Returns:
-        bool, shape `(count,)`.
+        int32, 1 where kept and else 0, shape `(count,)`.
     """
-    return _hash(seed, start, count) < min(_cut(density), 2**31 - 1)  # the largest that 32 bits hold
+    return _hash(seed, start, count).lt_(_cut(density))
 
 
 def keep_by_level(seed: int, densities: Sequence[float], levels: torch.Tensor, start: int) -> torch.Tensor:
@@ -65,27 +66,39 @@ def keep_by_level(seed: int, densities: Sequence[float], levels: torch.Tensor, s
         start: index of the first element in the flattened tensor.
 
     Returns:
-        bool, shape `(count,)`.
+        int32, 1 where kept and else 0, shape `(count,)`.
     """
-    cuts = torch.tensor([_cut(density) for density in densities])
-    return _hash(seed, start, len(levels)) < cuts.index_select(0, levels)
+    cuts = torch.tensor([_cut(density) for density in densities], dtype=torch.int32)
+    return _hash(seed, start, len(levels)).lt_(cuts.index_select(0, levels))
 
 
 def _cut(density: float) -> int:
-    """The hash from which on elements are dropped."""
-    return math.ceil(density * 2.0**32) - 2**31
+    """The hash from which on elements are dropped, at most the largest that 32 bits hold."""
+    return min(math.ceil(density * 2.0**32) - 2**31, 2**31 - 1)
 
 
 def _hash(seed: int, start: int, count: int) -> torch.Tensor:
     """Signed 32-bit integers, uniform; elements 2 j and 2 j + 1 are the lower and upper half of the j-th hash."""
     first, last = start // 2, (start + count + 1) // 2
-    z = torch.arange(first + 1, last + 1).mul_(_GAMMA).add_(seed)
-    z.bitwise_xor_(_shifted(z, 30)).mul_(_MIX_1)
-    z.bitwise_xor_(_shifted(z, 27)).mul_(_MIX_2)
-    z.bitwise_xor_(_shifted(z, 31))
+    z = _multiples(last - first) + _signed(seed + (first + 1) * _GAMMA)
+    spare = torch.empty_like(z)
+    z.bitwise_xor_(_shifted(z, 30, spare)).mul_(_MIX_1)
+    z.bitwise_xor_(_shifted(z, 27, spare)).mul_(_MIX_2)
+    z.bitwise_xor_(_shifted(z, 31, spare))
     return z.view(torch.int32)[start - 2 * first :][:count]
 
 
-def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
+@lru_cache(maxsize=4)
+def _multiples(count: int) -> torch.Tensor:
+    """`0, gamma, 2 gamma, ...` modulo 2^64: the same for every block of one size."""
+    return torch.arange(count).mul_(_GAMMA)
+
+
+def _signed(word: int) -> int:
+    """The signed 64-bit integer that equals a number modulo 2^64."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+def _shifted(z: torch.Tensor, bits: int, out: torch.Tensor) -> torch.Tensor:
     """Logical right shift; torch's own keeps the sign."""
-    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+    return torch.bitwise_right_shift(z, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)

@@ -197,5 +197,5 @@ class MergePlan:
         Args:
             previous: the plan that was executed last; None when there is none, and then every name is returned.
         """
-        before = () if previous is None else previous.tensors
-        return frozenset(tensor.name for tensor in set(self.tensors).difference(before))
+        before = {} if previous is None else {tensor.name: tensor for tensor in previous.tensors}
+        return frozenset(tensor.name for tensor in self.tensors if before.get(tensor.name) != tensor)

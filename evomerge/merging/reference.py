@@ -123,6 +123,8 @@ def _sparse(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[_Row]:
 
 
 def _total(weights: Sequence[float]) -> float:
+    if abs(math.fsum(weights)) < 1e-8:
+        return 1.0
     total = torch.zeros(())
     for weight in weights:
         total = total + torch.tensor(weight, dtype=torch.float32)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "Difference", "Measure", "Rank", "bin_of", "chunks", "histogram", "kept_l1", "l1", "once", "ranked"]
 
 CHUNK = 1 << 18
-"""Elements read at a time. As many are kept sorted (2 MB); of more, only a histogram is kept (0.5 MB at most)."""
+"""Elements read at a time. As many are kept sorted (2 MB); of more, only tables of counts are kept."""
+
+_TILE = 1 << 16
+"""Elements whose equal magnitudes are counted together; a part of a chunk."""
 
 _BINS = 1 << 15
 """Upper halves of the bit patterns of magnitudes."""
@@ -69,6 +72,16 @@ class Difference:
                 yield start, (source.float() - base.float()).abs_()
                 start += len(base)
 
+    def tile(self, pool: ModelPool, start: int) -> torch.Tensor:
+        """`|x|` of the elements from `start` on, at most `_TILE` and of one tensor."""
+        sizes = (pool.tensor(self.base, name).numel() for name in self.names)
+        for name, size in zip(self.names, sizes, strict=True):
+            if start < size:
+                source, base = (pool.tensor(m, name).reshape(-1)[start:][:_TILE] for m in (self.source, self.base))
+                return (source.float() - base.float()).abs_()
+            start -= size
+        raise IndexError(f"element {start} after the last")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rank:
@@ -94,8 +107,9 @@ def kept_l1(pool: ModelPool, difference: Difference, drop: Drop) -> float:
 def ranked(pool: ModelPool, measure: Measure, ranks: Iterable[int]) -> dict[int, Rank]:
     """The elements of some ranks, 1 being the largest magnitude.
 
-    Up to 2^18 elements this is a look-up in a sorted table. Beyond, a histogram tells each rank's bin, and one pass
-    over the weights sorts the elements of those bins only; the answer is exact either way.
+    Up to 2^18 elements this is a look-up in a sorted table, and beyond in a table of equal magnitudes, if they are few:
+    16-bit weights differ by few distinct amounts. Else a histogram tells each rank's bin, and one pass over the weights
+    sorts the elements of those bins only. The answer is exact each way.
 
     Args:
         pool: the models.
@@ -150,6 +164,31 @@ class _Sorted:
 
 
 @dataclass(frozen=True, slots=True)
+class _Runs:
+    """Equal magnitudes, counted tile by tile; 12 bytes for each distinct magnitude of a tile.
+
+    Attributes:
+        magnitudes: descending.
+        starts: index of the first element of their tile, ascending among equal magnitudes.
+        upto: elements of this and all earlier runs.
+    """
+
+    magnitudes: npt.NDArray[np.float32]
+    starts: npt.NDArray[np.unsignedinteger[Any]]
+    upto: npt.NDArray[np.unsignedinteger[Any]]
+
+    def __call__(self, pool: ModelPool, measure: Difference, ranks: Sequence[int]) -> dict[int, Rank]:
+        return {rank: self._find(pool, measure, rank) for rank in ranks}
+
+    def _find(self, pool: ModelPool, measure: Difference, rank: int) -> Rank:
+        run = int(np.searchsorted(self.upto, self.upto.dtype.type(rank)))
+        magnitude, start = float(self.magnitudes[run]), int(self.starts[run])
+        place = rank - 1 - (int(self.upto[run - 1]) if run else 0)
+        equal = measure.tile(pool, start).numpy() == magnitude
+        return Rank(magnitude=magnitude, index=start + int(np.flatnonzero(equal)[place]))
+
+
+@dataclass(frozen=True, slots=True)
 class _Histogram:
     """Bins of the upper half of an fp32 bit pattern, which orders magnitudes; only bins that hold elements.
 
@@ -175,14 +214,37 @@ class _Histogram:
         }
 
 
-def _table(pool: ModelPool, measure: Measure) -> _Sorted | _Histogram:
+def _table(pool: ModelPool, measure: Measure) -> Callable[[ModelPool, Any, Sequence[int]], dict[int, Rank]]:
     if sum(pool.tensor(measure.base, name).numel() for name in measure.names) <= CHUNK:
         everything = torch.cat([block for _, block in measure.blocks(pool)])
         magnitudes, indices = _descending(everything, torch.arange(len(everything), dtype=torch.int32))
         return _Sorted(magnitudes.numpy(), indices.numpy())
+    if isinstance(measure, Difference) and (runs := _runs(pool, measure)):
+        return runs
     counts = histogram(pool, measure)
     bins = counts.nonzero().squeeze(1).flip(0)
     return _Histogram(bins, counts[bins])
+
+
+def _runs(pool: ModelPool, difference: Difference) -> _Runs | None:
+    """None where magnitudes differ too much for a table to be small."""
+    magnitudes, starts, counts = [], [], []
+    elements = runs = 0
+    for start, block in difference.blocks(pool):
+        for offset in range(0, len(block), _TILE):
+            tile = -np.sort(-block[offset : offset + _TILE].numpy())
+            last = np.flatnonzero(np.append(tile[1:] != tile[:-1], True))
+            magnitudes.append(tile[last])
+            starts.append(np.full(len(last), start + offset))
+            counts.append(np.diff(last, prepend=-1))
+            elements, runs = elements + len(tile), runs + len(last)
+            if runs > _TILE + elements // 8:
+                return None
+    found = np.concatenate(magnitudes)
+    order = np.argsort(-found, kind="stable")
+    upto = np.concatenate(counts)[order].cumsum()
+    small = np.min_scalar_type(elements)
+    return _Runs(found[order], np.concatenate(starts)[order].astype(small), upto.astype(small))
 
 
 def _collect(pool: ModelPool, measure: Measure, bins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

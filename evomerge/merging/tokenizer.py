@@ -20,6 +20,8 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -218,6 +220,8 @@ _READERS: Mapping[str, Callable[[Path], dict[str, dict[Any, Any]]]] = {
     "tokenizer.json": _read_tokenizer_json,
     "tokenizer.model": _read_binary("tokenizer.model"),
     "spiece.model": _read_binary("spiece.model"),
+    "sentencepiece.bpe.model": _read_binary("sentencepiece.bpe.model"),
+    "tekken.json": _read_binary("tekken.json"),
     "vocab.json": _read_vocab_json,
     "vocab.txt": _read_vocab_txt,
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from evomerge.errors import PoolError
 from evomerge.merging.checkpoint import Model, TensorInfo
 from evomerge.merging.layout import has_vocabulary_rows, is_token_embedding
 from evomerge.merging.tokenizer import token_ids
@@ -102,20 +103,27 @@ def translated(models: Mapping[str, Model], chosen: str, base: str) -> dict[str,
         base: whose rows stand in for tokens that an expert lacks.
 
     Raises:
-        PoolError: a tokenizer file that is no JSON.
+        PoolError: a tokenizer file that is no JSON, or a model whose tokens cannot be read beside one whose can.
     """
-    target = token_ids(models[chosen].tokenizer_folder)
+    texts = {name: token_ids(model.tokenizer_folder) for name, model in models.items()}
+    if mute := [name for name in models if bool(texts[name]) != bool(texts[chosen])]:
+        raise PoolError(
+            f"tokenizers: expected token texts of every model, to match rows by; {mute} and {chosen} have them in "
+            "files of different kinds (tokenizer.model cannot be read here); add a tokenizer.json to each"
+        )
+    target = texts[chosen]
     size = vocabulary_size(models[chosen])
 
-    def translate(model: Model, fallback: Model) -> Model:
-        rows = _rows(target, token_ids(model.tokenizer_folder), size, vocabulary_size(model))
+    def translate(name: str, fallback: Model) -> Model:
+        model = models[name]
+        rows = _rows(target, texts[name], size, vocabulary_size(model))
         same = vocabulary_size(model) == size and np.array_equal(rows, np.arange(size))
         return model if same else Translated(model=model, rows=rows, fallback=fallback)
 
     # The chosen model comes through whole: rows without a token, too, are its own.
-    base_model = models[base] if base == chosen else translate(models[base], models[chosen])
+    base_model = models[base] if base == chosen else translate(base, models[chosen])
     done = {base: base_model, chosen: models[chosen]}
-    return {name: done[name] if name in done else translate(model, base_model) for name, model in models.items()}
+    return {name: done[name] if name in done else translate(name, base_model) for name in models}
 
 
 def vocabulary_size(model: Model) -> int:

@@ -153,6 +153,8 @@ class Recipe:
         for name, value in self.options:
             if value not in operator.options[name]:
                 raise ValueError(f"{self.operator}: {name} must be one of {operator.options[name]}; got {value!r}")
+        if self.dtype not in get_args(OutputDtype):
+            raise ValueError(f"dtype must be one of {get_args(OutputDtype)}; got {self.dtype!r}")
         if self.mask_seed and not operator.random:
             object.__setattr__(self, "mask_seed", 0)
 

@@ -1,4 +1,4 @@
-"""Model folders for benchmarks: a Llama layout filled with random numbers, or a real base, and experts that differ from it.
+"""Model folders for benchmarks: random weights in a Llama layout, and experts that differ from a base.
 
 Experts are the base plus noise of 3 % of each tensor's root mean square: good for time and memory, not for quality.
 """

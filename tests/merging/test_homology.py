@@ -51,6 +51,29 @@ def test_a_setting_that_differs_is_named(
     assert f"one: config.json: {key}: {both}" in faults(family)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}},
+        {"rope_parameters": None, "rope_theta": 1e6},
+        {"sliding_window": 16},
+    ],
+)
+def test_a_setting_that_only_one_file_spells_out_counts_by_what_it_does(
+    make_family: MakeFamily, edit_json: EditJson, change: dict[str, Any]
+) -> None:
+    family = make_family(experts=("one",))
+    edit_json(family.experts["one"] / "config.json", **change)
+    assert "one: config.json" in faults(family)
+
+
+def test_a_window_that_is_switched_off_is_none(make_family: MakeFamily, edit_json: EditJson) -> None:
+    family = make_family(experts=("one",))
+    edit_json(family.experts["one"] / "config.json", sliding_window=16, use_sliding_window=False)
+    ModelPool.open(family.base, family.experts)
+
+
 def test_settings_that_do_not_matter_are_ignored(make_family: MakeFamily, edit_json: EditJson) -> None:
     family = make_family(experts=("one",))
     edit_json(

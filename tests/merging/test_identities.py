@@ -133,6 +133,6 @@ def test_dare_masks_are_those_of_the_recipe(make_family: Callable[..., Any]) -> 
     pool = ModelPool.open(family.base, family.experts)
     recipe = recipe_of(pool, "dare_linear", {"weight": [1.0], "density": [0.5]}, sources=("one",), mask_seed=4)
     for name, values in merge(recipe, pool).items():
-        kept = masks.keep(masks.tensor_seed(4, "one", name), 0.5, 0, values.numel()).view(values.shape)
+        kept = masks.keep(masks.tensor_seed(4, "one", name), 0.5, 0, values.numel()).bool().view(values.shape)
         assert torch.equal(values[~kept], pool.tensor("base", name)[~kept])
         assert bool((values[kept] != pool.tensor("base", name)[kept]).any()) or not kept.any()

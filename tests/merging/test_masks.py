@@ -47,7 +47,7 @@ def test_golden_values_never_change() -> None:
 def test_does_not_depend_on_where_a_block_starts(seed: int, start: int, count: int, density: float) -> None:
     whole = masks.uniform(seed, 0, start + count)
     assert torch.equal(masks.uniform(seed, start, count), whole[start:])
-    assert torch.equal(masks.keep(seed, density, start, count), whole[start:] < density)
+    assert torch.equal(masks.keep(seed, density, start, count).bool(), whole[start:] < density)
 
 
 @given(SEEDS, st.integers(0, 50), st.lists(st.floats(0, 1), min_size=1, max_size=9))
@@ -55,7 +55,7 @@ def test_levels_have_densities_of_their_own(seed: int, start: int, densities: li
     levels = torch.arange(3 * len(densities), dtype=torch.int32) % len(densities)
     numbers = masks.uniform(seed, start, len(levels))
     expected = [number < densities[i % len(densities)] for i, number in enumerate(numbers.tolist())]
-    assert masks.keep_by_level(seed, densities, levels, start).tolist() == expected
+    assert masks.keep_by_level(seed, densities, levels, start).bool().tolist() == expected
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-6, 0.1, 0.5, 0.9])

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from evomerge.errors import MergeError
+from evomerge.merging.executor import execute
 from evomerge.merging.keep_rules import Drop, Trim
 from evomerge.merging.operators import lower
 from evomerge.merging.plan import Copy, Delta, Kernel, Linear, Vote
-from evomerge.recipe import OPERATORS, Field, OptionValue, Preset, Recipe, options_of
+from evomerge.recipe import OPERATORS, Field, OptionValue, Preset, Recipe, options_of, uniform
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
 NAME = "layers.0.mlp.w"
@@ -215,3 +216,29 @@ def test_unknown_models_are_refused(pool: Any) -> None:
 def test_another_number_of_layers_is_refused(pool: Any) -> None:
     with pytest.raises(MergeError, match="values for 2 layers; the models of the pool have 1"):
         lower(recipe_of("linear", layers=2), pool)
+
+
+def test_weights_that_cancel_divide_by_one(memory_pool: Any) -> None:
+    """What fp32 leaves of 0.05 + 0.3 - 0.35 is a rounding error and no divisor."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    models = {
+        model: {name: torch.full((2, 3), value)} for model, value in (("base", 1.0), ("a", 2.0), ("b", 3.0), ("c", 4.0))
+    }
+    recipe = Recipe(
+        operator="linear",
+        options=(("normalize", True),),
+        base=None,
+        sources=("a", "b", "c"),
+        parameters=(("weight", Field.constant([0.05, 0.3, -0.35], 1)),),
+        dtype="float32",
+    )
+    pool = memory_pool(models)
+    ((_, merged),) = execute(lower(recipe, pool), pool)
+    torch.testing.assert_close(merged, torch.full((2, 3), 0.05 * 2 + 0.3 * 3 - 0.35 * 4))
+
+
+def test_a_bf16_weight_beyond_fp16_is_clamped_when_copied(memory_pool: Any) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    pool = memory_pool({"base": {name: torch.tensor([[1e5, -1e5, 1.0]], dtype=torch.bfloat16)}})
+    ((_, copied),) = execute(lower(uniform(["base"], layers=1, dtype="float16"), pool), pool)
+    assert copied.tolist() == [[65504.0, -65504.0, 1.0]]

@@ -130,7 +130,7 @@ def test_dare_rescales_what_it_keeps(memory_pool: MakePool, rescale: str, factor
     pool = memory_pool({"base": {NAME: torch.zeros(64)}, "one": {NAME: x}})
     values = {"weight": [1.0], "density": [0.5], "lambda": [1.0]}
     (theta,) = dict(reference_merge(recipe_of("dare_linear", ["one"], values, rescale=rescale), pool)).values()
-    kept = torch.where(masks.keep(masks.tensor_seed(5, "one", NAME), 0.5, 0, 64), x.double(), 0.0)
+    kept = torch.where(masks.keep(masks.tensor_seed(5, "one", NAME), 0.5, 0, 64).bool(), x.double(), 0.0)
     expected = kept * (float(x.sum() / kept.sum()) if factor is None else factor)
     torch.testing.assert_close(theta, expected)
 

@@ -13,20 +13,21 @@ from evomerge.merging.keep_rules import Drop
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
 
 
-def family(sizes: list[int], seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
+def family(sizes: list[int], seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> dict[str, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(spread: float, size: int) -> torch.Tensor:
         return spread * torch.randn(size, generator=generator)
 
-    base = {f"layers.0.mlp.{i}": draw(0.02, size).bfloat16() for i, size in enumerate(sizes)}
-    expert = {name: (values.float() + draw(0.001, len(values))).bfloat16() for name, values in base.items()}
+    base = {f"layers.0.mlp.{i}": draw(0.02, size).to(dtype) for i, size in enumerate(sizes)}
+    expert = {name: (values.float() + draw(0.001, len(values))).to(dtype) for name, values in base.items()}
     return {"base": base, "expert": expert}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("sizes", [[1], [5000], [1000, 3, 1], [400_000], [200_000, 150_001]], ids=str)
-def test_ranks_equal_a_stable_sort(memory_pool: MakePool, sizes: list[int]) -> None:
-    tensors = family(sizes)
+def test_ranks_equal_a_stable_sort(memory_pool: MakePool, sizes: list[int], dtype: torch.dtype) -> None:
+    tensors = family(sizes, dtype=dtype)
     names = tuple(tensors["base"])
     x = torch.cat([tensors["expert"][name].float() - tensors["base"][name].float() for name in names])
     order = torch.sort(x.abs(), descending=True, stable=True)

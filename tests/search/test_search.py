@@ -228,7 +228,7 @@ def one_recipe_for_all() -> tuple[Experiment, Lineup]:
             "kind": "parameter",
             "operator": {"name": "task_arithmetic"},
             "knots": 1,
-            "genes": {"weight": {"low": 0, "high": 0.0000005}},
+            "genes": {"weight": {"low": 1, "high": 1.0000004}},
         },
     )
     return config, Lineup(base="base", experts=("a",), layers=4, dtype="float32", digest="pool")
