@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.cli import main
 from evomerge.config import shipped_folder
 from evomerge.runs import RunStore
 
@@ -25,23 +24,6 @@ SMALL = [
 ]  # fmt: skip
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def evomerge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Calls the command line in this process: exit code, output, error output."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evomerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli import main
 from evomerge.config import shipped_folder
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.reference import reference_merge
@@ -22,24 +20,6 @@ from evomerge.recipe import Recipe
 
 Run = Callable[..., tuple[int, str, str]]
 MODELS = shipped_folder("experiments") / "quickstart" / "models"
-
-
-@pytest.fixture
-def evomerge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Calls the command line in this process: exit code, output, error output."""
-    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evomerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def ties(**changes: Any) -> dict[str, Any]:

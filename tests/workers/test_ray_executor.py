@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from evomerge.config import RayConfig
-from evomerge.errors import RunError
+from evomerge.errors import ConfigError, RunError
 from evomerge.outcome import Failed, Job, Outcome, Scored
 
 pytestmark = [
@@ -122,8 +122,13 @@ def test_a_worker_that_does_not_come_up_ends_the_run(make: Any, toys: Any) -> No
 
 
 def test_demands_that_nothing_meets_end_the_run_with_what_there_is(make: Any, toys: Any) -> None:
-    with pytest.raises(RunError, match=r"each asks for 64 CPU and 0 GPU, the cluster has 2 CPU and 0 GPU"):
-        make(toys(), workers=1, cpus=64, start_timeout_seconds=1.0).start()
+    with pytest.raises(RunError, match=r"each asks for 1 CPU and 1 GPU, the cluster has 2 CPU and 0 GPU"):
+        make(toys(), workers=1, gpus=1, start_timeout_seconds=1.0).start()
+
+
+def test_more_workers_than_this_machine_holds_are_refused_at_once(make: Any, toys: Any) -> None:
+    with pytest.raises(ConfigError, match="1 workers of 4000 CPUs each do not fit this machine's"):
+        make(toys(), workers=1, cpus=4000).start()
 
 
 def test_an_error_on_the_way_back_costs_the_attempt_only(make: Any, toys: Any, job_of: JobOf) -> None:
