@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import MergeError
@@ -38,6 +38,10 @@ def test_equals_the_oracle_rounded_once(
 ) -> None:
     family = data.draw(oracle.families())
     recipe = data.draw(oracle.recipes(operator, tuple(family)[1:]))
+    if operator.name.startswith("karcher"):
+        # Where weights nearly cancel, the mean on the sphere is ill-conditioned: its angles amplify any rounding.
+        rows = [row for _, rows in recipe.parameter("weight").by_role() for row in rows]
+        assume(all(abs(sum(row)) > 0.2 * sum(map(abs, row)) for row in rows))
     oracle.assert_equals_the_oracle(recipe, memory_pool(family), block)
 
 
