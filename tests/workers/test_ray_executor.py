@@ -122,7 +122,7 @@ def test_a_worker_that_does_not_come_up_ends_the_run(make: Any, toys: Any) -> No
 
 
 def test_demands_that_nothing_meets_end_the_run_with_what_there_is(make: Any, toys: Any) -> None:
-    with pytest.raises(RunError, match=r"each asks for 1 CPU and 1 GPU, the cluster has 2 CPU and 0 GPU"):
+    with pytest.raises(RunError, match=r"each asks for 0.5 CPU and 1 GPU, the cluster has 2 CPU and 0 GPU"):
         make(toys(), workers=1, gpus=1, start_timeout_seconds=1.0).start()
 
 
