@@ -1,7 +1,7 @@
-"""Gives every candidate a result or a final failure, whatever happens to the workers on the way.
+"""Gives every job a result or a final failure, whatever happens to the workers on the way.
 
-Execution is at least once, accounting exactly once: attempts may be lost and repeated, but a (candidate, phase) is
-settled once. Knows nothing of algorithms, genomes or generations.
+Execution is at least once, accounting exactly once: attempts may be lost and repeated, but a round of a
+(candidate, phase) is settled once. Knows nothing of algorithms, genomes or generations.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from evomerge.errors import RunError, StoreError
-from evomerge.outcome import Failed, ItemSet, Job, Outcome, Phase, Responses, Stage
-from evomerge.runs import Candidate, RunStore, check
+from evomerge.outcome import Failed, Job, Outcome, Phase, Responses, Stage, together
+from evomerge.runs import RunStore, check
 from evomerge.stopping import Stop
 from evomerge.workers import Executor
 
@@ -36,7 +36,7 @@ class Unsettled(Exception):  # noqa: N818 - likewise
 
 
 class Evaluator:
-    """Settles candidates through an executor, and takes from the store what is settled already.
+    """Settles jobs through an executor, and takes from the store what is settled already.
 
     Args:
         store: the open run.
@@ -53,9 +53,12 @@ class Evaluator:
         self._deaths: Counter[_Key] = Counter((a.candidate, a.phase) for a in attempts if a.status == "failed")
         self._failures: dict[_Key, Stage] = {(f.candidate, f.phase): f.stage for f in store.failures()}
         recipes = {candidate.id: candidate.recipe.digest for candidate in store.candidates()}
-        results = store.results()
-        self._results = {(result.candidate, result.phase): result.responses for result in results}
-        self._scored = {(r.phase, r.items_digest, recipes[r.candidate]): r.candidate for r in reversed(results)}
+        self._rounds: dict[_Key, dict[int, tuple[Responses, ...]]] = {}
+        self._scored: dict[tuple[Phase, str, str], tuple[int, int]] = {}
+        for result in store.results():
+            self._keep(result.candidate, result.phase, result.round, result.responses)
+            place = (result.phase, result.items_digest, recipes[result.candidate])
+            self._scored.setdefault(place, (result.candidate, result.round))
         self.waited = 0.0
 
     @property
@@ -64,31 +67,32 @@ class Evaluator:
         return len(self._failures)
 
     def responses(self, candidate: int, phase: Phase) -> tuple[Responses, ...] | None:
-        """What a candidate answered; None if it has no result."""
-        return self._results.get((candidate, phase))
+        """What a candidate answered in all rounds; None if it has no result or failed."""
+        rounds = self._rounds.get((candidate, phase))
+        return None if rounds is None or (candidate, phase) in self._failures else together(rounds.values())
 
-    def settle(self, candidates: Sequence[Candidate], phase: Phase, items: ItemSet, stop: Stop) -> Iterator[int]:
-        """Settle some candidates on the same items.
+    def settle(self, jobs: Sequence[Job], stop: Stop) -> Iterator[int]:
+        """Settle some jobs, at most one for each candidate and all of one phase.
 
         Yields:
-            After each candidate, how many of them are settled.
+            After each job, how many of them are settled.
 
         Raises:
             Drained: a stop was asked for before all were settled.
             Unsettled: there is no executor.
             RunError: nothing can be evaluated.
         """
-        open_, twins = self._unsettled(candidates, phase, items)
+        open_, twins = self._unsettled(jobs)
         if self._executor is None and (open_ or twins):
             raise Unsettled
-        queue = deque(Job(candidate=c.id, phase=phase, recipe=c.recipe, items=items) for c in open_)
+        queue = deque(open_)
         flying: dict[int, Job] = {}
-        settled = len(candidates) - len(open_) - len(twins)
+        settled = len(jobs) - len(open_) - len(twins)
         while queue or flying:
             self._dispatch(queue, flying, stop)
             for outcome in self._wait():
                 job = flying.get(outcome.candidate)
-                if job is None or outcome.phase != phase:
+                if job is None or (outcome.phase, outcome.round) != (job.phase, job.round):
                     continue  # a late or doubled reply: its job is settled
                 del flying[outcome.candidate]
                 if self._record(outcome, job):
@@ -96,31 +100,38 @@ class Evaluator:
                     yield settled
                 else:
                     queue.appendleft(job)
-        for candidate, twin in twins:
-            self._copy(candidate, twin, phase, items)
+        for job, twin in twins:
+            self._copy(job, twin)
             settled += 1
             yield settled
 
-    def _unsettled(
-        self, candidates: Sequence[Candidate], phase: Phase, items: ItemSet
-    ) -> tuple[list[Candidate], list[tuple[Candidate, int]]]:
-        """Candidates to score, and twins: pairs of a candidate and the one whose result or failure it shares.
+    def _unsettled(self, jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, int]]]:
+        """Jobs to do, and twins: pairs of a job and the candidate whose result or failure it shares.
 
         Equal recipe and equal items mean one evaluation.
         """
-        first = {c.recipe.digest: c.id for c in reversed(candidates) if (c.id, phase) in self._failures}
+        first = {
+            (job.items.digest, job.recipe.digest): job.candidate
+            for job in reversed(jobs)
+            if (job.candidate, job.phase) in self._failures
+        }
         open_, twins = [], []
-        for candidate in candidates:
-            key, digest = (candidate.id, phase), candidate.recipe.digest
-            if key in self._results or key in self._failures:
+        for job in jobs:
+            if self._is_settled(job):
                 continue
-            twin = self._scored.get((phase, items.digest, digest), first.get(digest))
+            place = (job.items.digest, job.recipe.digest)
+            scored = self._scored.get((job.phase, *place))
+            twin = first.get(place) if scored is None else scored[0]
             if twin is None:
-                first[digest] = candidate.id
-                open_.append(candidate)
+                first[place] = job.candidate
+                open_.append(job)
             else:
-                twins.append((candidate, twin))
+                twins.append((job, twin))
         return open_, twins
+
+    def _is_settled(self, job: Job) -> bool:
+        key = (job.candidate, job.phase)
+        return key in self._failures or job.round in self._rounds.get(key, {})
 
     def _dispatch(self, queue: deque[Job], flying: dict[int, Job], stop: Stop) -> None:
         if stop.requested and not flying:
@@ -150,8 +161,8 @@ class Evaluator:
         outcome = _answering(outcome, job)
         if not isinstance(outcome, Failed):
             self._store.record(outcome, job=job)
-            self._results[key] = outcome.responses
-            self._scored.setdefault((job.phase, job.items.digest, job.recipe.digest), job.candidate)
+            self._keep(job.candidate, job.phase, job.round, outcome.responses)
+            self._scored.setdefault((job.phase, job.items.digest, job.recipe.digest), (job.candidate, job.round))
             return True
         self._deaths[key] += 1
         final = not outcome.retry or self._deaths[key] >= MAX_DEATHS
@@ -161,8 +172,11 @@ class Evaluator:
             self._give_up_if_hopeless(outcome)
         return final
 
+    def _keep(self, candidate: int, phase: Phase, number: int, responses: tuple[Responses, ...]) -> None:
+        self._rounds.setdefault((candidate, phase), {})[number] = responses
+
     def _give_up_if_hopeless(self, outcome: Failed) -> None:
-        if self._results or len(self._failures) < GIVE_UP_AFTER:
+        if self._rounds or len(self._failures) < GIVE_UP_AFTER:
             return
         self._store.forgive_failures()  # the next start tries these candidates again
         raise RunError(
@@ -171,19 +185,18 @@ class Evaluator:
             "command tries them again."
         )
 
-    def _copy(self, candidate: Candidate, twin: int, phase: Phase, items: ItemSet) -> None:
-        """Give a candidate its twin's result, or its twin's failure."""
-        key = (candidate.id, phase)
-        if (twin, phase) in self._results:
-            self._store.copy_result(candidate.id, phase, twin)
-            self._results[key] = self._results[twin, phase]
+    def _copy(self, job: Job, twin: int) -> None:
+        """Give a job its twin's result, or its twin's failure."""
+        source = self._scored.get((job.phase, job.items.digest, job.recipe.digest))
+        if source is not None:
+            self._store.copy_result(job, source)
+            self._keep(job.candidate, job.phase, job.round, self._rounds[source[0], job.phase][source[1]])
             return
-        stage = self._failures[twin, phase]
-        job = self._started(Job(candidate=candidate.id, phase=phase, recipe=candidate.recipe, items=items))
+        stage = self._failures[twin, job.phase]
         reason = f"the same recipe failed as candidate {twin}"
-        failed = Failed(candidate=candidate.id, phase=phase, stage=stage, reason=reason)
-        self._store.record(failed, job=job, final=True)
-        self._failures[key] = stage
+        failed = Failed(candidate=job.candidate, phase=job.phase, round=job.round, stage=stage, reason=reason)
+        self._store.record(failed, job=self._started(job), final=True)
+        self._failures[job.candidate, job.phase] = stage
 
 
 def _answering(outcome: Outcome, job: Job) -> Outcome:
@@ -191,5 +204,5 @@ def _answering(outcome: Outcome, job: Job) -> Outcome:
     try:
         check(outcome, job)
     except StoreError as error:
-        return Failed(candidate=job.candidate, phase=job.phase, stage="evaluate", reason=str(error))
+        return Failed(candidate=job.candidate, phase=job.phase, round=job.round, stage="evaluate", reason=str(error))
     return outcome

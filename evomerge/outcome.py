@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from evomerge.recipe import Recipe
 
-__all__ = ["Failed", "ItemSet", "Job", "Outcome", "Phase", "Responses", "Scored", "Stage"]
+__all__ = ["Failed", "ItemSet", "Job", "Outcome", "Phase", "Responses", "Scored", "Stage", "together"]
 
 Phase = Literal["search", "confirm"]
 """`search`: items that steer the search. `confirm`: items that it never sees."""
@@ -60,13 +60,15 @@ class Job:
 
     Attributes:
         candidate: run-wide number of the candidate.
-        attempt: 1 for the first try of this (candidate, phase).
+        round: which portion of a candidate's items this is, from 0; its responses add up over the rounds of a phase.
+        attempt: 1 for the first try of this (candidate, phase); counts on over rounds.
     """
 
     candidate: int
     phase: Phase
     recipe: Recipe
     items: ItemSet
+    round: int = 0
     attempt: int = 1
 
 
@@ -106,6 +108,7 @@ class Scored:
 
     candidate: int
     phase: Phase
+    round: int = 0
     responses: tuple[Responses, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str = ""
@@ -122,6 +125,7 @@ class Failed:
 
     candidate: int
     phase: Phase
+    round: int = 0
     stage: Stage
     reason: str
     retry: bool = False
@@ -129,3 +133,21 @@ class Failed:
 
 
 Outcome = Scored | Failed
+
+
+def together(rounds: Iterable[tuple[Responses, ...]]) -> tuple[Responses, ...]:
+    """What one candidate answered in several rounds, as if it had been asked at once: sorted by task and metric.
+
+    An item that was asked twice counts as it was answered last.
+    """
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for responses in rounds:
+        for response in responses:
+            answers = found.setdefault((response.task, response.metric), {})
+            answers.update(zip(response.items, response.values, strict=True))
+    return tuple(
+        Responses(
+            task=task, metric=metric, items=tuple(sorted(answers)), values=tuple(answers[i] for i in sorted(answers))
+        )
+        for (task, metric), answers in sorted(found.items())
+    )

@@ -10,7 +10,7 @@ from evomerge.config import Experiment
 from evomerge.errors import StoreError
 from evomerge.launch import lineup_of, open_pool
 from evomerge.opening import Lineup, refuse_change
-from evomerge.outcome import Failed, ItemSet, Job
+from evomerge.outcome import Failed, ItemSet, Job, Phase, Responses
 from evomerge.reports import summarize
 from evomerge.runs import RunStore
 from evomerge.search import Search
@@ -87,11 +87,9 @@ def rescore(folder: Path, choice: str) -> Rescored:
     with RunStore.read(folder) as store:
         experiment = Experiment.model_validate(store.experiment)
         number = summarize(store).pick(choice)
-        result = store.result(number, "confirm") or store.result(number, "search")
+        phase, responses = _recorded(store, number)
         recipe = next(candidate.recipe for candidate in store.candidates() if candidate.id == number)
         recorded = _recorded_info(store)
-    if result is None:
-        raise StoreError(f"{folder}: candidate {number} has no result to compare with")
     digest = lineup_of(experiment, open_pool(experiment)).digest
     if digest != recorded.pool_digest:
         raise StoreError(
@@ -100,21 +98,31 @@ def rescore(folder: Path, choice: str) -> Rescored:
     spec = WorkerSpec(
         pool=experiment.pool, fitness=experiment.fitness, engine=experiment.engine, seed=experiment.seed, log=None
     )
-    items = ItemSet.of({record.task: record.items for record in result.responses})
+    items = ItemSet.of({record.task: record.items for record in responses})
     worker = MergeWorker(spec)
     refuse_change(folder, recorded.digests, worker.info().digests)
-    outcome = worker.run(Job(candidate=number, phase=result.phase, recipe=recipe, items=items))
+    outcome = worker.run(Job(candidate=number, phase=phase, recipe=recipe, items=items))
     if isinstance(outcome, Failed):
         raise StoreError(f"{folder}: candidate {number} fails now, at stage {outcome.stage}: {outcome.reason}")
     differing = tuple(
         (before.task, item)
-        for before, now in zip(result.responses, outcome.responses, strict=True)
+        for before, now in zip(responses, outcome.responses, strict=True)
         for item, old, new in zip(before.items, before.values, now.values, strict=True)
         if old != new
     )
     return Rescored(
         candidate=number,
-        phase=result.phase,
-        items=sum(len(record.items) for record in result.responses),
+        phase=phase,
+        items=sum(len(record.items) for record in responses),
         differing=differing,
     )
+
+
+def _recorded(store: RunStore, number: int) -> tuple[Phase, tuple[Responses, ...]]:
+    """What a candidate answered: in the confirmation if it was confirmed, else in the search."""
+    phases: tuple[Phase, ...] = ("confirm", "search")
+    for phase in phases:
+        found = store.responses(phase).get(number)
+        if found is not None:
+            return phase, found
+    raise StoreError(f"{store.folder}: candidate {number} has no result to compare with")

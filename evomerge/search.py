@@ -17,7 +17,7 @@ from evomerge.errors import StoreError
 from evomerge.evaluator import Drained, Evaluator, Unsettled
 from evomerge.fitness import ItemSplit, scores, split_items
 from evomerge.opening import Lineup, anchors, flat, refuse_change, space_of
-from evomerge.outcome import ItemSet, Phase
+from evomerge.outcome import ItemSet, Job, Phase
 from evomerge.population import PopulationManager, build_algorithm
 from evomerge.recipe import Recipe
 from evomerge.runs import Candidate, Kind, RunStore
@@ -220,7 +220,8 @@ class Search:
     def _evaluate(
         self, candidates: Sequence[Candidate], phase: Phase, items: ItemSet, generation: int, stop: Stop
     ) -> Iterator[Progress]:
-        for settled in self._evaluator.settle(candidates, phase, items, stop):
+        jobs = [Job(candidate=c.id, phase=phase, recipe=c.recipe, items=items) for c in candidates]
+        for settled in self._evaluator.settle(jobs, stop):
             yield self._progress(phase, generation, settled, len(candidates))
 
     def _progress(self, phase: Phase, generation: int, settled: int, batch: int) -> Progress:

@@ -29,9 +29,12 @@ from evomerge.runs import holder
 if TYPE_CHECKING:
     from evomerge.config.models import ObjectiveConfig
     from evomerge.outcome import Responses
-    from evomerge.runs import Candidate, Result, RunStore
+    from evomerge.runs import Candidate, RunStore
 
 __all__ = ["summarize"]
+
+_Answers = Mapping[int, tuple["Responses", ...]]
+"""What candidates answered in one phase."""
 
 _MARGIN = 0.1
 """The hypervolume's reference lies this share of the anchors' range behind the worst anchor."""
@@ -49,12 +52,12 @@ def summarize(store: RunStore) -> Summary:
     """
     experiment = Experiment.model_validate(store.experiment)
     objectives = tuple(_objective(o) for o in experiment.fitness.objectives)
-    searched, confirmed = store.results("search"), store.results("confirm")
+    searched, confirmed = store.responses("search"), store.responses("confirm")
     entries = _entries(store.candidates(), searched, confirmed, experiment)
     costs = {
-        result.candidate: [o.cost(m.mean) for o, m in zip(objectives, estimated.each, strict=True)]
-        for result in searched
-        if (estimated := entries[result.candidate].estimated) is not None
+        candidate: [o.cost(m.mean) for o, m in zip(objectives, estimated.each, strict=True)]
+        for candidate in searched
+        if (estimated := entries[candidate].estimated) is not None
     }
     front = tuple(sorted(list(costs)[index] for index in nondominated([*costs.values()])))
     finished = store.meta("state") == "finished"
@@ -76,7 +79,7 @@ def summarize(store: RunStore) -> Summary:
             Failure(candidate=f.candidate, phase=f.phase, stage=f.stage, reason=one_line(f.reason))
             for f in store.failures()
         ),
-        cost=_cost(store, experiment, searched, confirmed),
+        cost=_cost(store, experiment),
         versions={**store.manifest["versions"], **_noted(store, "versions")},
         experiment=store.experiment,
     )
@@ -104,10 +107,10 @@ def _objective(config: ObjectiveConfig) -> Objective:
 
 
 def _entries(
-    candidates: Iterable[Candidate], searched: Iterable[Result], confirmed: Iterable[Result], experiment: Experiment
+    candidates: Iterable[Candidate], searched: _Answers, confirmed: _Answers, experiment: Experiment
 ) -> dict[int, Entry]:
-    estimates = {result.candidate: _scores(result.responses, experiment) for result in searched}
-    confirmations = {result.candidate: _scores(result.responses, experiment) for result in confirmed}
+    estimates = {candidate: _scores(responses, experiment) for candidate, responses in searched.items()}
+    confirmations = {candidate: _scores(responses, experiment) for candidate, responses in confirmed.items()}
     return {
         candidate.id: Entry(
             id=candidate.id,
@@ -140,10 +143,7 @@ def _measure(estimate: Estimate, level: float, *, minimized: bool = False) -> Me
     return Measure(mean=estimate.mean, low=low, high=high, items=estimate.items)
 
 
-def _confirmation(
-    entries: Mapping[int, Entry], confirmed: Sequence[Result], experiment: Experiment
-) -> Confirmation | None:
-    scored = {result.candidate: result.responses for result in confirmed}
+def _confirmation(entries: Mapping[int, Entry], scored: _Answers, experiment: Experiment) -> Confirmation | None:
     anchors = {entry.name: entry.id for entry in entries.values() if entry.kind == "anchor" and entry.id in scored}
     if len(scored) == len(anchors):
         return None
@@ -189,18 +189,20 @@ def _behind(costs: Sequence[float]) -> float:
     return worst + _MARGIN * (worst - best or abs(worst) or 1.0)
 
 
-def _cost(store: RunStore, experiment: Experiment, searched: Sequence[Result], confirmed: Sequence[Result]) -> Cost:
-    computed = [result for result in (*searched, *confirmed) if result.cached_from is None]
+def _cost(store: RunStore, experiment: Experiment) -> Cost:
+    results = store.results()
+    computed = [result for result in results if result.cached_from is None]
+    scored = {(result.candidate, result.phase) for result in results}
     seconds: Counter[str] = Counter()
     for result in computed:
         seconds.update(result.seconds)
     return Cost(
         seconds=dict(seconds),
         wall_seconds=_noted(store, "driver").get("wall_seconds", 0.0),
-        evaluations=len(searched),
+        evaluations=sum(phase == "search" for _, phase in scored),
         budget=_noted(store, "budget").get("evaluations", experiment.budget.evaluations),
-        copied=len(searched) + len(confirmed) - len(computed),
-        confirmations=len(confirmed),
+        copied=len(results) - len(computed),
+        confirmations=sum(phase == "confirm" for _, phase in scored),
         items=sum(len(items) for result in computed for items in {r.task: r.items for r in result.responses}.values()),
         attempts=dict(Counter(attempt.status for attempt in store.attempts())),
     )

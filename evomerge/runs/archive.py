@@ -18,9 +18,9 @@ def archive(candidates: Iterable[Candidate], results: Iterable[Result], failures
     interruption changes them.
     """
     data = {
-        "format": 1,
+        "format": 2,
         "candidates": [_candidate(candidate) for candidate in sorted(candidates, key=lambda c: c.id)],
-        "results": [_result(result) for result in sorted(results, key=lambda r: (r.candidate, r.phase))],
+        "results": [_result(result) for result in sorted(results, key=lambda r: (r.candidate, r.phase, r.round))],
         "failures": [
             {"candidate": failure.candidate, "phase": failure.phase, "stage": failure.stage}
             for failure in sorted(failures, key=lambda f: (f.candidate, f.phase))
@@ -46,6 +46,7 @@ def _result(result: Result) -> dict[str, object]:
     return {
         "candidate": result.candidate,
         "phase": result.phase,
+        "round": result.round,
         "items_digest": result.items_digest,
         "responses": [_responses(responses) for responses in result.responses],
     }

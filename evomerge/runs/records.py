@@ -64,9 +64,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What one candidate scored in one phase.
+    """What one candidate scored in one round of one phase.
 
     Attributes:
+        round: from 0, see `evomerge.outcome.Job`.
         seq: order of completion in the run, from 0, without gaps.
         items_digest: `ItemSet.digest` of the items that were answered.
         seconds: wall seconds by stage, see `evomerge.outcome.Scored`.
@@ -75,6 +76,7 @@ class Result:
 
     candidate: int
     phase: Phase
+    round: int = 0
     seq: int
     responses: tuple[Responses, ...]
     items_digest: str
@@ -131,8 +133,9 @@ def check(outcome: Outcome, job: Job) -> None:
         ValueError: the outcome of another job.
         StoreError: a worker broke its contract; what it sent must not be recorded.
     """
-    if (outcome.candidate, outcome.phase) != (job.candidate, job.phase):
-        raise ValueError(f"{job.phase} job {job.candidate}: got the outcome of {outcome.phase} {outcome.candidate}")
+    asked_for, came = ((record.candidate, record.phase, record.round) for record in (job, outcome))
+    if asked_for != came:
+        raise ValueError(f"expected the outcome of candidate, phase and round {asked_for}; got that of {came}")
     if isinstance(outcome, Failed):
         return
     where = f"candidate {job.candidate}, {job.phase}, worker {outcome.worker or 'unknown'}"

@@ -21,7 +21,7 @@ from evomerge.errors import DiskError, EvomergeError, StoreError
 __all__ = ["DATABASE", "connect", "create_database", "snapshot", "translated"]
 
 DATABASE = "run.db"
-_VERSION = 1
+_VERSION = 2
 _APPLICATION = 0x45764D67  # "EvMg": tells a run from any other SQLite file
 
 _TABLES = """
@@ -36,12 +36,12 @@ CREATE TABLE attempt (
   PRIMARY KEY (candidate, phase, number)) WITHOUT ROWID;
 CREATE TABLE result (
   seq INTEGER PRIMARY KEY, candidate INTEGER NOT NULL REFERENCES candidate, phase TEXT NOT NULL,
-  items_digest TEXT NOT NULL, seconds TEXT NOT NULL, worker TEXT NOT NULL,
-  cached_from INTEGER REFERENCES candidate, UNIQUE (candidate, phase));
+  round INTEGER NOT NULL, items_digest TEXT NOT NULL, seconds TEXT NOT NULL, worker TEXT NOT NULL,
+  cached_from INTEGER REFERENCES candidate, UNIQUE (candidate, phase, round));
 CREATE TABLE response (
-  candidate INTEGER NOT NULL, phase TEXT NOT NULL, task TEXT NOT NULL, metric TEXT NOT NULL,
-  items BLOB NOT NULL, outcomes BLOB NOT NULL, PRIMARY KEY (candidate, phase, task, metric),
-  FOREIGN KEY (candidate, phase) REFERENCES result (candidate, phase)) WITHOUT ROWID;
+  candidate INTEGER NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, task TEXT NOT NULL, metric TEXT NOT NULL,
+  items BLOB NOT NULL, outcomes BLOB NOT NULL, PRIMARY KEY (candidate, phase, round, task, metric),
+  FOREIGN KEY (candidate, phase, round) REFERENCES result (candidate, phase, round)) WITHOUT ROWID;
 CREATE TABLE failure (
   candidate INTEGER NOT NULL REFERENCES candidate, phase TEXT NOT NULL, stage TEXT NOT NULL, reason TEXT NOT NULL,
   PRIMARY KEY (candidate, phase)) WITHOUT ROWID;

@@ -1,7 +1,7 @@
 """`RunStore`: the run folder as the single truth about a run. Knows nothing of algorithms, models or scores.
 
-Execution is at least once, accounting exactly once: a (candidate, phase) has any number of attempts and at most one
-result or one final failure, and each of them is written in one transaction with the attempt that brought it.
+Execution is at least once, accounting exactly once: a (candidate, phase) has any number of attempts, at most one result
+per round and at most one final failure, and each is written in one transaction with the attempt that brought it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from evomerge.errors import StoreError
-from evomerge.outcome import Job, Outcome, Phase, Scored
+from evomerge.outcome import Job, Outcome, Phase, Responses, Scored, together
 from evomerge.runs import tables
 from evomerge.runs.archive import archive
 from evomerge.runs.lock import RunLock
@@ -183,7 +183,7 @@ class RunStore:
             final: a failed candidate will not be tried again in this phase.
 
         Returns:
-            False for a duplicate: the (candidate, phase) has a result or a final failure already, and keeps it.
+            False for a duplicate: the round has a result, or the phase a final failure already, and keeps it.
 
         Raises:
             StoreError: the outcome does not answer the job, or the attempt was never started.
@@ -192,7 +192,7 @@ class RunStore:
         with self._transaction() as db:
             if not tables.end_attempt(db, outcome, job):
                 raise StoreError(f"{self._place(job)}: expected an attempt that was started; got one that was not")
-            if tables.decided(db, job.candidate, job.phase):
+            if tables.decided(db, job.candidate, job.phase, job.round):
                 return False
             if isinstance(outcome, Scored):
                 tables.add_result(db, outcome, job.items.digest)
@@ -212,8 +212,12 @@ class RunStore:
         experiment: dict[str, Any] = self.manifest["experiment"] if recorded is None else json.loads(recorded)
         return experiment
 
-    def copy_result(self, candidate: int, phase: Phase, source: int) -> bool:
-        """Gives a candidate the result of another one with an equal recipe, instead of scoring it again.
+    def copy_result(self, job: Job, source: tuple[int, int]) -> bool:
+        """Gives a job the result of an equal one, instead of doing it again.
+
+        Args:
+            job: what would have to be done.
+            source: candidate and round whose result answers the same items for an equal recipe.
 
         Returns:
             False for a duplicate, as `record` does.
@@ -222,12 +226,12 @@ class RunStore:
             StoreError: the recipes differ, or the source has no result.
         """
         with self._transaction() as db:
-            if tables.decided(db, candidate, phase):
+            if tables.decided(db, job.candidate, job.phase, job.round):
                 return False
-            if not tables.add_copy(db, candidate, phase, source):
+            if not tables.add_copy(db, job.candidate, job.phase, job.round, source):
                 raise StoreError(
-                    f"{self.folder}: candidate {candidate} can only take the {phase} result of a candidate with an "
-                    f"equal recipe; candidate {source} has another recipe or no result"
+                    f"{self.folder}: candidate {job.candidate} can only take the {job.phase} result of a candidate "
+                    f"with an equal recipe; candidate {source[0]} has another recipe or no result of round {source[1]}"
                 )
             return True
 
@@ -239,12 +243,19 @@ class RunStore:
     def results(self, phase: Phase | None = None) -> list[Result]:
         """Every result, or those of one phase, in order of completion."""
         with translated(self.folder):
-            return tables.get_results(self._db, phase=phase)
+            return tables.get_results(self._db, phase)
 
-    def result(self, candidate: int, phase: Phase) -> Result | None:
-        """One result, if it is there."""
-        with translated(self.folder):
-            return next(iter(tables.get_results(self._db, candidate=candidate, phase=phase)), None)
+    def responses(self, phase: Phase) -> dict[int, tuple[Responses, ...]]:
+        """What every candidate answered in one phase, all its rounds together, in order of first completion.
+
+        Candidates that were given up are left out.
+        """
+        failed = {failure.candidate for failure in self.failures() if failure.phase == phase}
+        rounds: dict[int, list[tuple[Responses, ...]]] = {}
+        for result in self.results(phase):
+            if result.candidate not in failed:
+                rounds.setdefault(result.candidate, []).append(result.responses)
+        return {candidate: together(each) for candidate, each in rounds.items()}
 
     def failures(self) -> list[Failure]:
         """Every (candidate, phase) that was given up."""

@@ -86,13 +86,13 @@ def get_attempts(db: sqlite3.Connection) -> list[Attempt]:
     return [Attempt(**row) for row in _rows(db, "SELECT * FROM attempt ORDER BY candidate, phase, number")]
 
 
-def decided(db: sqlite3.Connection, candidate: int, phase: Phase) -> bool:
-    """Whether there is a result or a final failure."""
+def decided(db: sqlite3.Connection, candidate: int, phase: Phase, number: int) -> bool:
+    """Whether there is a result of a round, or a final failure of the phase."""
     sql = (
-        "SELECT 1 FROM result WHERE candidate = :candidate AND phase = :phase "
+        "SELECT 1 FROM result WHERE candidate = :candidate AND phase = :phase AND round = :round "
         "UNION SELECT 1 FROM failure WHERE candidate = :candidate AND phase = :phase"
     )
-    return db.execute(sql, {"candidate": candidate, "phase": phase}).fetchone() is not None
+    return db.execute(sql, {"candidate": candidate, "phase": phase, "round": number}).fetchone() is not None
 
 
 def add_failure(db: sqlite3.Connection, failed: Failed) -> None:
@@ -113,42 +113,45 @@ def get_failures(db: sqlite3.Connection) -> list[Failure]:
 
 def add_result(db: sqlite3.Connection, scored: Scored, items_digest: str) -> None:
     """A result and its items."""
-    key = (scored.candidate, scored.phase)
+    key = (scored.candidate, scored.phase, scored.round)
     row = (*key, items_digest, json.dumps(dict(scored.seconds), sort_keys=True), scored.worker)
-    db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, NULL)", row)
+    db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, ?, NULL)", row)
     items = [(*key, r.task, r.metric, pack(r.items, "q"), pack(r.values, "d")) for r in scored.responses]
-    db.executemany("INSERT INTO response VALUES (?, ?, ?, ?, ?, ?)", items)
+    db.executemany("INSERT INTO response VALUES (?, ?, ?, ?, ?, ?, ?)", items)
 
 
-def add_copy(db: sqlite3.Connection, candidate: int, phase: Phase, source: int) -> bool:
-    """The result and the items of another candidate; False if it has none, or if the recipes differ."""
+def add_copy(db: sqlite3.Connection, candidate: int, phase: Phase, number: int, source: tuple[int, int]) -> bool:
+    """A round's result and items from another candidate and round; False if it has none, or if the recipes differ."""
     copied = _changed(
         db,
-        f"INSERT INTO result SELECT {_NEXT_SEQ}, twin.id, phase, items_digest, '{{}}', '', source.id "
+        f"INSERT INTO result SELECT {_NEXT_SEQ}, twin.id, phase, ?, items_digest, '{{}}', '', source.id "
         "FROM result JOIN candidate AS source ON source.id = result.candidate "
-        "JOIN candidate AS twin ON twin.digest = source.digest WHERE twin.id = ? AND phase = ? AND source.id = ?",
-        (candidate, phase, source),
+        "JOIN candidate AS twin ON twin.digest = source.digest "
+        "WHERE twin.id = ? AND phase = ? AND source.id = ? AND round = ?",
+        (number, candidate, phase, *source),
     )
     sql = (
-        "INSERT INTO response SELECT ?, phase, task, metric, items, outcomes FROM response "
-        "WHERE candidate = ? AND phase = ?"
+        "INSERT INTO response SELECT ?, phase, ?, task, metric, items, outcomes FROM response "
+        "WHERE phase = ? AND candidate = ? AND round = ?"
     )
-    return copied and _changed(db, sql, (candidate, source, phase))
+    return copied and _changed(db, sql, (candidate, number, phase, *source))
 
 
-def get_results(db: sqlite3.Connection, *, candidate: int | None = None, phase: Phase | None = None) -> list[Result]:
-    """Results in order of completion: all, or those of one candidate or one phase."""
-    values = {"candidate": candidate, "phase": phase}
-    conditions = [f"{column} = :{column}" for column, value in values.items() if value is not None]
-    which = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    responses: dict[tuple[int, str], tuple[Responses, ...]] = {}
+def get_results(db: sqlite3.Connection, phase: Phase | None = None) -> list[Result]:
+    """Results in order of completion: all, or those of one phase."""
+    values = {"phase": phase}
+    which = "" if phase is None else "WHERE phase = :phase"
+    responses: dict[tuple[int, str, int], tuple[Responses, ...]] = {}
     for row in _rows(db, f"SELECT * FROM response {which} ORDER BY task, metric", values):
         items, outcomes = unpack(row["items"], "q"), unpack(row["outcomes"], "d")
-        key = (row["candidate"], row["phase"])
+        key = (row["candidate"], row["phase"], row["round"])
         answer = Responses(task=row["task"], metric=row["metric"], items=items, values=outcomes)
         responses[key] = (*responses.get(key, ()), answer)
     return [
-        Result(**{**row, "seconds": json.loads(row["seconds"])}, responses=responses[row["candidate"], row["phase"]])
+        Result(
+            **{**row, "seconds": json.loads(row["seconds"])},
+            responses=responses[row["candidate"], row["phase"], row["round"]],
+        )
         for row in _rows(db, f"SELECT * FROM result {which} ORDER BY seq", values)
     ]
 

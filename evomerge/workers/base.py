@@ -149,7 +149,13 @@ def run_safely(worker: Worker, job: Job, name: str = "") -> Outcome:
         return worker.run(job)
     except Exception as error:
         return Failed(
-            candidate=job.candidate, phase=job.phase, stage="worker", reason=one_line(error), retry=True, worker=name
+            candidate=job.candidate,
+            phase=job.phase,
+            round=job.round,
+            stage="worker",
+            reason=one_line(error),
+            retry=True,
+            worker=name,
         )
 
 

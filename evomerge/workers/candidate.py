@@ -82,11 +82,17 @@ class MergeWorker:
             except Exception as error:
                 print(f"candidate {job.candidate} ({job.phase}) failed to {stage}:\n{format_exc()}")
                 return Failed(
-                    candidate=job.candidate, phase=job.phase, stage=stage, reason=_reason(error), worker=self._name
+                    candidate=job.candidate,
+                    phase=job.phase,
+                    round=job.round,
+                    stage=stage,
+                    reason=_reason(error),
+                    worker=self._name,
                 )
         return Scored(
             candidate=job.candidate,
             phase=job.phase,
+            round=job.round,
             responses=responses,
             seconds={"materialize": load.seconds, **seconds},
             worker=self._name,

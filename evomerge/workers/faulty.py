@@ -162,4 +162,12 @@ class FaultyExecutor:
 
 
 def _lost(job: Job, stage: Stage, reason: str) -> Failed:
-    return Failed(candidate=job.candidate, phase=job.phase, stage=stage, reason=reason, retry=True, worker="faulty")
+    return Failed(
+        candidate=job.candidate,
+        phase=job.phase,
+        round=job.round,
+        stage=stage,
+        reason=reason,
+        retry=True,
+        worker="faulty",
+    )

@@ -255,7 +255,15 @@ def _unexplained(error: Exception) -> StartFailure:
 
 
 def _failed(job: Job, stage: Stage, reason: str) -> Failed:
-    return Failed(candidate=job.candidate, phase=job.phase, stage=stage, reason=reason, retry=True, worker="ray")
+    return Failed(
+        candidate=job.candidate,
+        phase=job.phase,
+        round=job.round,
+        stage=stage,
+        reason=reason,
+        retry=True,
+        worker="ray",
+    )
 
 
 def _cause_of_death(error: Exception) -> str:

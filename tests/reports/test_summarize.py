@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from evomerge.errors import StoreError
+from evomerge.outcome import ItemSet, Job
 from evomerge.pareto import hypervolume, nondominated
 from evomerge.reports import Summary, summarize
 from evomerge.runs import RunStore
@@ -126,7 +127,9 @@ def test_copies_are_not_paid_twice(run: Callable[..., RunStore]) -> None:
             id=twin.id + 1, kind="search", generation=9, slot=0, genome=twin.genome, recipe=twin.recipe
         )  # fmt: skip
         store.add_candidates([copy])
-        store.copy_result(copy.id, "search", twin.id)
+        (last,) = (r for r in store.results() if r.candidate == twin.id)
+        items = ItemSet.of({r.task: r.items for r in last.responses})
+        store.copy_result(Job(candidate=copy.id, phase="search", recipe=copy.recipe, items=items), (twin.id, 0))
         store.set_meta("budget", json.dumps({"evaluations": 50}))
     with RunStore.read(folder) as store:
         cost = summarize(store).cost

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from evomerge.errors import StoreError
-from evomerge.outcome import Responses
+from evomerge.outcome import ItemSet, Responses
 from evomerge.runs import RunStore
 
 
@@ -49,7 +49,7 @@ def test_a_failure_that_is_not_final_leaves_the_candidate_open(filled: RunStore,
     assert [failure.candidate for failure in filled.failures()] == [1]
     filled.start_attempt(samples.job(3, attempt=2))
     assert filled.record(samples.scored(3), job=samples.job(3, attempt=2))
-    assert filled.result(3, "search") is not None
+    assert 3 in filled.responses("search")
 
 
 def test_a_second_result_is_a_duplicate_and_changes_nothing(filled: RunStore, samples: Any) -> None:
@@ -62,7 +62,7 @@ def test_a_second_result_is_a_duplicate_and_changes_nothing(filled: RunStore, sa
 
 def test_what_was_given_up_stays_given_up(filled: RunStore, samples: Any) -> None:
     assert not filled.record(samples.scored(1), job=samples.job(1))
-    assert filled.result(1, "search") is None
+    assert 1 not in filled.responses("search")
 
 
 def test_what_was_scored_cannot_fail_afterwards(filled: RunStore, samples: Any) -> None:
@@ -78,13 +78,40 @@ def test_phases_are_accounted_apart_and_share_one_order(filled: RunStore, sample
     assert [r.phase for r in filled.results("confirm")] == ["confirm"]
 
 
+def test_rounds_of_a_candidate_add_up(filled: RunStore, samples: Any) -> None:
+    more = ItemSet.of({"rev": (8,), "sort": (1,)})
+    job = replace(samples.job(0, attempt=2), items=more, round=1)
+    responses = tuple(
+        Responses(task=task, metric="acc", items=ids, values=(0.5,) * len(ids)) for task, ids in more.tasks
+    )
+    filled.start_attempt(job)
+    assert filled.record(replace(samples.scored(0), round=1, responses=responses), job=job)
+    assert not filled.record(replace(samples.scored(0), round=1, responses=responses), job=job)
+    assert [(r.candidate, r.round) for r in filled.results()] == [(0, 0), (0, 1)]
+    (rev, sort) = filled.responses("search")[0]
+    before = {r.task: r for r in samples.scored(0).responses}
+    assert rev.items == (*before["rev"].items, 8)
+    assert dict(zip(sort.items, sort.values, strict=True))[1] == 0.5
+
+
+def test_a_failure_in_a_later_round_fails_the_candidate(filled: RunStore, samples: Any) -> None:
+    job = replace(samples.job(0, attempt=2), round=1)
+    filled.start_attempt(job)
+    assert filled.record(replace(samples.failed(0), round=1), job=job, final=True)
+    assert 0 not in filled.responses("search")
+    assert [result.candidate for result in filled.results()] == [0]
+
+
+def test_an_outcome_of_another_round_answers_nothing(filled: RunStore, samples: Any) -> None:
+    with pytest.raises(ValueError, match=r"round \(2, 'search', 0\); got that of \(2, 'search', 1\)"):
+        filled.record(replace(samples.scored(2), round=1), job=samples.job(2))
+
+
 def test_a_copy_counts_as_a_result(filled: RunStore, samples: Any) -> None:
     filled.add_candidates([samples.candidate(9, like=0)])
-    assert filled.copy_result(9, "search", 0)
-    assert not filled.copy_result(9, "search", 0)
-    copy, source = filled.result(9, "search"), filled.result(0, "search")
-    assert copy is not None
-    assert source is not None
+    assert filled.copy_result(samples.job(9), (0, 0))
+    assert not filled.copy_result(samples.job(9), (0, 0))
+    source, copy = filled.results("search")
     assert (copy.responses, copy.items_digest) == (source.responses, source.items_digest)
     assert (copy.seq, copy.cached_from, copy.seconds) == (1, 0, {})
 
@@ -93,7 +120,7 @@ def test_a_copy_counts_as_a_result(filled: RunStore, samples: Any) -> None:
 def test_a_copy_needs_an_equal_recipe_and_a_result(filled: RunStore, samples: Any, candidate: int, source: int) -> None:
     filled.add_candidates([samples.candidate(9, like=1)])
     with pytest.raises(StoreError, match="another recipe or no result"):
-        filled.copy_result(candidate, "search", source)
+        filled.copy_result(samples.job(candidate), (source, 0))
     assert len(filled.results()) == 1
 
 
@@ -114,7 +141,7 @@ def test_an_attempt_starts_once_and_ends_only_if_it_started(filled: RunStore, sa
         filled.start_attempt(samples.job(2))
     with pytest.raises(StoreError, match="candidate 3, search, attempt 1: expected an attempt that was started"):
         filled.record(samples.scored(3), job=samples.job(3))
-    assert filled.result(3, "search") is None
+    assert 3 not in filled.responses("search")
 
 
 def test_an_outcome_must_answer_its_job(filled: RunStore, samples: Any) -> None:
@@ -127,7 +154,7 @@ def test_an_outcome_must_answer_its_job(filled: RunStore, samples: Any) -> None:
             filled.record(broken, job=job)
     with pytest.raises(StoreError, match="sort/acc must be finite"):
         filled.record(replace(scored, responses=(scored.responses[0], endless)), job=job)
-    with pytest.raises(ValueError, match="got the outcome of search 3"):
+    with pytest.raises(ValueError, match="got that of"):
         filled.record(samples.scored(3), job=job)
     assert filled.record(scored, job=job)
 
@@ -136,9 +163,7 @@ def test_two_metrics_of_one_task_are_kept_apart(filled: RunStore, samples: Any) 
     scored = samples.scored(2)
     both = tuple(replace(r, metric=metric) for r in scored.responses for metric in ("acc", "acc_norm"))
     filled.record(replace(scored, responses=both), job=samples.job(2))
-    result = filled.result(2, "search")
-    assert result is not None
-    assert result.responses == both
+    assert filled.responses("search")[2] == both
 
 
 def test_readers_see_a_live_run_and_then_nothing_of_what_follows(filled: RunStore, samples: Any) -> None:
@@ -214,9 +239,9 @@ class TestWhatIsNoRun:
     def test_a_newer_format(self, filled: RunStore, method: Any) -> None:
         filled.close()
         db = sqlite3.connect(filled.folder / "run.db")
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 9")
         db.close()
-        with pytest.raises(StoreError, match="expected run format 1; got 2"):
+        with pytest.raises(StoreError, match="expected run format 2; got 9"):
             method(filled.folder)
 
     def test_a_damaged_database(self, filled: RunStore, method: Any) -> None:
@@ -238,7 +263,7 @@ class TestArchive:
     def test_it_holds_what_a_run_determines_and_nothing_else(self, filled: RunStore) -> None:
         data = json.loads(filled.archive())
         assert sorted(data) == ["candidates", "failures", "format", "results"]
-        assert sorted(data["results"][0]) == ["candidate", "items_digest", "phase", "responses"]
+        assert sorted(data["results"][0]) == ["candidate", "items_digest", "phase", "responses", "round"]
         assert data["candidates"][1]["genome"] == [1 / 7, 0.1 + 0.2]
         assert data["failures"] == [{"candidate": 1, "phase": "search", "stage": "evaluate"}]
         assert str(filled.folder) not in filled.archive().decode()
