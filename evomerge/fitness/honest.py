@@ -13,20 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import moocore
 import numpy as np
 
 from evomerge.errors import TaskError
 from evomerge.fitness.estimate import Floats, Table, is_binary, quantile, raise_diagonal, scores, tables, weights
 from evomerge.pareto import knee, nondominated
+from evomerge.rng import stream
 
 if TYPE_CHECKING:
     from evomerge.config import ObjectiveConfig
     from evomerge.outcome import Responses
 
-__all__ = ["MEAN", "ConfirmedFront", "Difference", "confirm_front", "paired_difference"]
+__all__ = ["MEAN", "ConfirmedFront", "Difference", "confirm_front", "membership_probability", "paired_difference"]
 
 MEAN = "mean"
 """Stands beside the objectives' names for their weighted mean."""
+
+RESAMPLES = 1000
+"""Item sets that are drawn to tell how sure a place on the front is: to 0.03."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +56,14 @@ class ConfirmedFront:
 
     Attributes:
         members: candidates, anchors among them, that no other confirmed candidate dominates; sorted.
+        probability: for every confirmed candidate, how probably it would be a member on other items of the kind.
         knee: the balanced member (see `evomerge.pareto.knee`).
         best: for each objective, the member with the best score; the first of equals.
         gains: candidate -> anchor label -> objective name or `MEAN` -> difference; for every candidate but the anchors.
     """
 
     members: tuple[int, ...]
+    probability: Mapping[int, float]
     knee: int
     best: Mapping[str, int]
     gains: Mapping[int, Mapping[str, Mapping[str, Difference]]]
@@ -153,6 +160,7 @@ def confirm_front(
     comparisons = max(len(new) * len(anchors) * kinds, 1)
     return ConfirmedFront(
         members=tuple(ids[row] for row in front),
+        probability=membership_probability(finalists, objectives),
         knee=ids[front[knee(-means[front])]],
         best={o.name: ids[front[int(np.argmax(means[front, j]))]] for j, o in enumerate(objectives)},
         gains={
@@ -163,6 +171,38 @@ def confirm_front(
             for i in new
         },
     )
+
+
+def membership_probability(
+    finalists: Mapping[int, Sequence[Responses]], objectives: Sequence[ObjectiveConfig], draws: int = RESAMPLES
+) -> dict[int, float]:
+    """How probably each candidate is on the front: the share of resampled item sets on which none dominates it.
+
+    A bootstrap over items (Efron 1979). All candidates are resampled together, item by item, so what they get right or
+    wrong in common cancels. Items tell nothing of mistakes that no item shows: with few of them a probability of 1 is
+    not certainty.
+
+    Args:
+        finalists: responses by candidate id, to the same items.
+        objectives: all objectives of the run.
+        draws: how many item sets are drawn.
+
+    Raises:
+        TaskError: responses that do not fit the objectives, or to other items than another candidate's.
+    """
+    ids = sorted(finalists)
+    each = {i: list(tables(finalists[i], objectives)) for i in ids}
+    means = np.empty((draws, len(ids), len(objectives)))
+    for place, table in enumerate(each[ids[0]]):
+        rows = [each[i][place] for i in ids]
+        if any(row.items.tolist() != table.items.tolist() for row in rows):
+            raise TaskError(f"task {table.task!r}: expected all candidates on the same items; got different ones")
+        count = len(table.items)
+        shares = stream(0, "bootstrap", table.task).multinomial(count, np.full(count, 1.0 / count), draws) / count
+        for column, row in enumerate(rows):
+            means[:, column, list(table.columns)] = shares @ row.values
+    member = [moocore.is_nondominated(-sample, keep_weakly=True) for sample in means]
+    return dict(zip(ids, np.mean(member, axis=0).tolist(), strict=True))
 
 
 def _gain(

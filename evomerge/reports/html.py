@@ -12,7 +12,7 @@ from evomerge.reports.heatmaps import Heatmap, heatmap, heatmap_figure
 from evomerge.reports.pages import render_page, write_page
 from evomerge.reports.summarize import summarize
 from evomerge.reports.summary import Entry, Summary
-from evomerge.reports.words import difference, number, objective_label, percent, span, verdict
+from evomerge.reports.words import difference, membership, number, objective_label, percent, span, verdict
 
 if TYPE_CHECKING:
     from evomerge.runs import RunStore
@@ -53,6 +53,7 @@ def render(summary: Summary) -> str:
         config=json.dumps(summary.experiment, indent=2, default=str),
         data=summary.to_data(),
         MEAN=MEAN,
+        membership=membership,
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from evomerge.fitness import MEAN
 from evomerge.reports.summary import Entry, Measure, Summary
-from evomerge.reports.words import difference, number, objective_label, one_line, percent
+from evomerge.reports.words import difference, membership, number, objective_label, one_line, percent
 
 __all__ = ["model_card"]
 
@@ -87,6 +87,8 @@ def _results(summary: Summary, entry: Entry) -> Iterator[str]:
     caution = "" if entry.confirmed else " An estimate that was chosen among many is too high; do not quote it."
     yield f"## Results\n\nMeasured {status}.{caution}"
     yield "\n".join([head, *rows])
+    for line in membership(summary, entry):
+        yield f"Not dominated by any other confirmed candidate ({line}, by resampling the items)."
 
 
 def _row(name: str, measure: Measure) -> str:

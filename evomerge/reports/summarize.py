@@ -150,6 +150,7 @@ def _confirmation(entries: Mapping[int, Entry], scored: _Answers, experiment: Ex
     found = confirm_front(scored, anchors, experiment.fitness.objectives, experiment.fitness.confirm.level)
     return Confirmation(
         front=tuple(found.members),
+        probability=dict(found.probability),
         knee=found.knee,
         best=dict(found.best),
         gains=tuple(

@@ -114,12 +114,14 @@ class Confirmation:
 
     Attributes:
         front: ids of the candidates that no other confirmed one dominates.
+        probability: by id, how probably a confirmed candidate would be on the front on other items of the kind.
         knee: the balanced member of the front.
         best: for each objective, the best member.
         gains: every finalist against every anchor.
     """
 
     front: tuple[int, ...]
+    probability: Mapping[int, float]
     knee: int
     best: Mapping[str, int]
     gains: tuple[Gain, ...]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from evomerge.fitness import MEAN
 from evomerge.reports.summary import Entry, Measure, Summary
-from evomerge.reports.words import difference, mean_words, number, percent, verdict
+from evomerge.reports.words import difference, mean_words, membership, number, percent, verdict
 
 __all__ = ["print_status", "print_verdict"]
 
@@ -84,7 +84,7 @@ def _scores(summary: Summary) -> Table:
     for objective in objectives:
         table.add_column(Text(objective.name + ("" if objective.goal == "max" else " (lower)")), justify="right")
     for entry, roles in _rows(summary):
-        table.add_row(_who(entry, roles), *_cells(summary, entry, bool(objectives)))
+        table.add_row(_who(summary, entry, roles), *_cells(summary, entry, bool(objectives)))
     return table
 
 
@@ -97,8 +97,9 @@ def _rows(summary: Summary) -> Iterable[tuple[Entry, list[str]]]:
         yield summary.entries[candidate], roles or ["verdict"] * (candidate == claimed)
 
 
-def _who(entry: Entry, roles: list[str]) -> Text:
-    return Text.assemble(entry.name, *(("\n  " + role, "dim") for role in roles))
+def _who(summary: Summary, entry: Entry, roles: list[str]) -> Text:
+    lines = [*roles, *membership(summary, entry)]
+    return Text.assemble(entry.name, *(("\n  " + line, "dim") for line in lines))
 
 
 def _cells(summary: Summary, entry: Entry, each: bool) -> Iterable[Text]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ __all__ = [
     "describe",
     "difference",
     "mean_words",
+    "membership",
     "number",
     "objective_label",
     "one_line",
@@ -56,6 +57,12 @@ def percent(level: float) -> str:
 def objective_label(objective: Objective) -> str:
     """`rev (acc, higher is better)`."""
     return f"{objective.name} ({objective.metric}, {'higher' if objective.goal == 'max' else 'lower'} is better)"
+
+
+def membership(summary: Summary, entry: Entry) -> Iterator[str]:
+    """`on the front: 87 %`, how probably on other items of the kind; nothing for what was not confirmed."""
+    if summary.confirmation is not None and entry.id in summary.confirmation.probability:
+        yield f"on the front: {percent(round(summary.confirmation.probability[entry.id], 2))}"
 
 
 def describe(recipe: Recipe) -> str:

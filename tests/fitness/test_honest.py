@@ -7,6 +7,7 @@ import pytest
 from evomerge.config import ObjectiveConfig
 from evomerge.errors import TaskError
 from evomerge.fitness import MEAN, confirm_front, mean_estimate, paired_difference, scores
+from evomerge.fitness.honest import membership_probability
 from evomerge.outcome import Responses
 
 LEVEL = 0.95
@@ -173,3 +174,33 @@ def test_minimized_objectives_turn_the_front_around() -> None:
 def test_anchors_alone() -> None:
     found = confirm_front({i: FIELD[i] for i in (0, 1, 2)}, ANCHORS, OBJECTIVES, LEVEL)
     assert (found.members, found.gains) == ((0, 1, 2), {})
+
+
+def test_a_place_on_the_front_is_as_sure_as_the_items_make_it() -> None:
+    """A beats B on 6 of 10 items that differ: the bootstrap says so in P(sum of 10 signs >= 0) of the draws."""
+    generator = np.random.default_rng(0)
+    common = generator.integers(0, 2, 90).tolist()
+    finalists = {
+        1: [responses("a", [*common, *[1] * 6, *[0] * 4])],
+        2: [responses("a", [*common, *[0] * 6, *[1] * 4])],
+        3: [responses("a", [0] * 100)],
+    }
+    found = membership_probability(finalists, [A])
+    assert found[3] == 0.0
+    assert 0.68 < found[1] < 0.82
+    assert 0.22 < found[2] < 0.38
+    assert found == membership_probability(finalists, [A]), "reports of one run must agree"
+
+
+def test_candidates_that_trade_objectives_off_are_both_sure() -> None:
+    objectives = [A, objective("b", goal="min")]
+    finalists = {
+        1: [responses("a", [1] * 20), responses("b", [1.0] * 20)],
+        2: [responses("a", [0] * 20), responses("b", [0.0] * 20)],
+    }
+    assert membership_probability(finalists, objectives) == {1: 1.0, 2: 1.0}
+
+
+def test_places_on_the_front_need_the_same_items() -> None:
+    with pytest.raises(TaskError, match="the same items"):
+        membership_probability({1: [responses("a", [1, 0])], 2: [responses("a", [1, 0], first=1)]}, [A])
