@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.config import Experiment
 from evomerge.errors import StoreError
 from evomerge.evaluator import Drained, Evaluator, Unsettled
-from evomerge.fitness import ItemSplit, scores, split_items
+from evomerge.fitness import ItemSplit, scores, split_items, violation
 from evomerge.opening import Lineup, anchors, flat, refuse_change, space_of
-from evomerge.outcome import ItemSet, Job, Phase
+from evomerge.outcome import ItemSet, Job, Phase, Responses
 from evomerge.population import PopulationManager, build_algorithm
 from evomerge.recipe import Recipe
 from evomerge.runs import Candidate, Kind, RunStore
@@ -79,6 +79,7 @@ class Search:
     ) -> None:
         self._experiment, self._lineup, self._store, self._executor = experiment, lineup, store, executor
         self._objectives = experiment.fitness.objectives
+        self._constraints = experiment.fitness.constraints
         self._check_workers(info)
         self._split: ItemSplit = split_items(info.sizes, experiment.fitness.items, experiment.seed)
         self._space = space_of(experiment, lineup)
@@ -153,15 +154,23 @@ class Search:
 
     def _search(self, stop: Stop) -> Iterator[Progress]:
         references = self._register("anchor", -1, [(None, recipe) for recipe in anchors(self._lineup).values()])
+        compared = self._compared(references)
         generation = 0
         while len(references) + (generation + 1) * self._manager.population <= self._experiment.budget.evaluations:
             candidates = self._ask(generation)
             batch = candidates if generation else [*references, *candidates]
             items = self._split.draw(generation)
-            yield from self._evaluate(batch, "search", items, generation, stop)
+            jobs = _jobs(batch, "search", items)
+            if generation and self._split.policy == "fresh":
+                jobs += _jobs(compared.values(), "search", items, portion=generation)
+            yield from self._evaluate(jobs, generation, stop)
             if generation == 0:
                 self._manager.anchors([self._scores(candidate) for candidate in references])
-            self._manager.tell([self._scores(candidate) for candidate in candidates])
+            answers = {label: self._answers(candidate) for label, candidate in compared.items()}
+            self._manager.tell(
+                [self._scores(candidate) for candidate in candidates],
+                [self._violation(candidate, answers) for candidate in candidates],
+            )
             if self._executor is not None:
                 self._account()
             generation += 1
@@ -213,16 +222,26 @@ class Search:
                 f"pymoo may have changed since {self._store.meta('versions')}; install those, or start a new run."
             )
 
-    def _scores(self, candidate: Candidate) -> tuple[float, ...] | None:
-        responses = self._evaluator.responses(candidate.id, "search")
-        return None if responses is None else tuple(e.mean for e in scores(responses, self._objectives))
+    def _compared(self, references: Sequence[Candidate]) -> dict[str, Candidate]:
+        """The anchors that constraints are relative to: they answer every draw of items."""
+        labels = {constraint.relative_to for constraint in self._constraints}
+        return {candidate.label: candidate for candidate in references if candidate.label in labels}
 
-    def _evaluate(
-        self, candidates: Sequence[Candidate], phase: Phase, items: ItemSet, generation: int, stop: Stop
-    ) -> Iterator[Progress]:
-        jobs = [Job(candidate=c.id, phase=phase, recipe=c.recipe, items=items) for c in candidates]
+    def _answers(self, candidate: Candidate) -> tuple[Responses, ...] | None:
+        return self._evaluator.responses(candidate.id, "search")
+
+    def _scores(self, candidate: Candidate) -> tuple[float, ...] | None:
+        answers = self._answers(candidate)
+        return None if answers is None else tuple(e.mean for e in scores(answers, self._objectives))
+
+    def _violation(self, candidate: Candidate, references: Mapping[str, tuple[Responses, ...] | None]) -> float:
+        answers = self._answers(candidate)
+        known = {label: found for label, found in references.items() if found is not None}
+        return 0.0 if answers is None else violation(answers, known, self._constraints)
+
+    def _evaluate(self, jobs: Sequence[Job], generation: int, stop: Stop) -> Iterator[Progress]:
         for settled in self._evaluator.settle(jobs, stop):
-            yield self._progress(phase, generation, settled, len(candidates))
+            yield self._progress(jobs[0].phase, generation, settled, len(jobs))
 
     def _progress(self, phase: Phase, generation: int, settled: int, batch: int) -> Progress:
         if phase == "confirm":
@@ -241,7 +260,7 @@ class Search:
         """Re-score the answer and the anchors on items that the search never saw."""
         references = [candidate for candidate in self._recorded.values() if candidate.kind == "anchor"]
         finalists = self._finalists()
-        yield from self._evaluate([*references, *finalists], "confirm", self._split.confirm, -1, stop)
+        yield from self._evaluate(_jobs([*references, *finalists], "confirm", self._split.confirm), -1, stop)
 
     def _finalists(self) -> list[Candidate]:
         """The algorithm's answer as candidates, best first, each recipe once, no more than the shortlist holds."""
@@ -260,3 +279,7 @@ class Search:
             else:
                 fresh.append((genome, recipe))
         return [*self._register("answer", generation, fresh), *chosen]
+
+
+def _jobs(candidates: Iterable[Candidate], phase: Phase, items: ItemSet, portion: int = 0) -> list[Job]:
+    return [Job(candidate=c.id, phase=phase, recipe=c.recipe, items=items, round=portion) for c in candidates]

@@ -1,6 +1,14 @@
 """Configuration: schema, YAML with lines, shipped names."""
 
 from evomerge.config.coefficients import Coefficient
+from evomerge.config.fitness import (
+    ConfirmConfig,
+    ConstraintConfig,
+    FitnessConfig,
+    ItemsConfig,
+    Measured,
+    ObjectiveConfig,
+)
 from evomerge.config.loader import (
     dump,
     find,
@@ -15,14 +23,10 @@ from evomerge.config.models import (
     Algorithm,
     Budget,
     CmaConfig,
-    ConfirmConfig,
     EngineConfig,
     ExecutorConfig,
     Experiment,
-    FitnessConfig,
-    ItemsConfig,
     Nsga2Config,
-    ObjectiveConfig,
     PoolConfig,
     RandomConfig,
     RayConfig,
@@ -36,12 +40,14 @@ __all__ = [
     "CmaConfig",
     "Coefficient",
     "ConfirmConfig",
+    "ConstraintConfig",
     "EngineConfig",
     "ExecutorConfig",
     "Experiment",
     "FitnessConfig",
     "GeneRange",
     "ItemsConfig",
+    "Measured",
     "Nsga2Config",
     "ObjectiveConfig",
     "OperatorConfig",

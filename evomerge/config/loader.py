@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from evomerge.config.coefficients import read_coefficients
 from evomerge.config.faults import faults_of, near
-from evomerge.config.models import Experiment, FitnessConfig
+from evomerge.config.fitness import FitnessConfig
+from evomerge.config.models import Experiment
 from evomerge.config.space import ParameterSpaceConfig
 from evomerge.errors import ConfigError, Fault
 from evomerge.yaml_lines import Document, KeyPath, Place, parse
@@ -133,15 +134,23 @@ def _resolve_pool(data: Any, folder: Path) -> None:
         data["base"] = _absolute(folder, data["base"])
     if isinstance(data.get("experts"), dict):
         data["experts"] = {k: _absolute(folder, v) if isinstance(v, str) else v for k, v in data["experts"].items()}
+    if isinstance(calibration := data.get("calibration"), dict):
+        text = calibration.get("text")
+        if isinstance(text, str):
+            calibration["text"] = _absolute(folder, text)
+        elif isinstance(text, dict):
+            calibration["text"] = {k: _absolute(folder, v) if isinstance(v, str) else v for k, v in text.items()}
 
 
 def _missing_paths(experiment: Experiment, document: Document) -> list[Fault]:
     """Model folders and task files that do not exist."""
     folders: list[tuple[KeyPath, Path]] = [(("pool", "base"), experiment.pool.base)]
     folders += [(("pool", "experts", name), path) for name, path in experiment.pool.experts.items()]
+    texts = {path: ("pool", "calibration", "text") for path in experiment.pool.texts.values()}
     tasks: list[tuple[KeyPath, Path]] = [(("fitness", "tasks", i), p) for i, p in enumerate(experiment.fitness.tasks)]
     return [
         *(document.fault(key, f"expected a model folder; nothing at {p}") for key, p in folders if not p.is_dir()),
+        *(document.fault(key, f"expected a text file; nothing at {p}") for p, key in texts.items() if not p.is_file()),
         *(document.fault(key, f"expected a task file or folder; nothing at {p}") for key, p in tasks if not p.exists()),
     ]
 

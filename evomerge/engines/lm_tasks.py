@@ -19,7 +19,7 @@ from evomerge.errors import TaskError
 from evomerge.rng import derive_seed
 
 if TYPE_CHECKING:
-    from evomerge.config import FitnessConfig, ObjectiveConfig
+    from evomerge.config import FitnessConfig, Measured
 
 __all__ = ["BenchTask", "load_tasks"]
 
@@ -61,8 +61,8 @@ def load_tasks(fitness: FitnessConfig, seed: int) -> tuple[BenchTask, ...]:
     """
     stay_offline()
     files, faults, tasks = find_task_files(fitness.tasks), Faults(), []
-    for name in sorted({objective.task for objective in fitness.objectives}):
-        objectives = [objective for objective in fitness.objectives if objective.task == name]
+    for name in sorted({objective.task for objective in fitness.metrics}):
+        objectives = [objective for objective in fitness.metrics if objective.task == name]
         file = faults.attempt(files.file_of, name)
         faults.extend(_conflicts(name, objectives))
         if file is not None:
@@ -71,7 +71,7 @@ def load_tasks(fitness: FitnessConfig, seed: int) -> tuple[BenchTask, ...]:
     return tuple(task for task in tasks if task is not None)
 
 
-def _conflicts(name: str, objectives: Sequence[ObjectiveConfig]) -> Iterator[str]:
+def _conflicts(name: str, objectives: Sequence[Measured]) -> Iterator[str]:
     shots = sorted({objective.few_shot for objective in objectives})
     if len(shots) > 1:
         yield f"task {name!r}: one task has one number of worked examples; its objectives ask for few_shot {shots}"
@@ -81,7 +81,7 @@ def _conflicts(name: str, objectives: Sequence[ObjectiveConfig]) -> Iterator[str
             yield f"task {name!r}: metric {metric!r} is read through one filter; its objectives ask for {filters}"
 
 
-def _load(file: Path, objectives: Sequence[ObjectiveConfig], seed: int, faults: Faults) -> BenchTask | None:
+def _load(file: Path, objectives: Sequence[Measured], seed: int, faults: Faults) -> BenchTask | None:
     name, shots = objectives[0].task, objectives[0].few_shot
     task = faults.attempt(_build, name, file, shots)
     if task is None:
@@ -177,7 +177,7 @@ def _pin_examples(task: Any, shots: int, seed: int) -> None:
     task.sampler.rnd = _SameDraw(seed)
 
 
-def _filter_of(task: Any, objective: ObjectiveConfig) -> str:
+def _filter_of(task: Any, objective: Measured) -> str:
     """The filter through which an objective reads its metric.
 
     Raises:

@@ -1,5 +1,6 @@
 """Which items score a candidate, what the scores say about it, and what may honestly be claimed at the end."""
 
+from evomerge.fitness.constraints import broken, violation
 from evomerge.fitness.estimate import Estimate, mean_estimate, scores
 from evomerge.fitness.honest import MEAN, ConfirmedFront, Difference, confirm_front, paired_difference
 from evomerge.fitness.items import ItemSplit, split_items
@@ -10,9 +11,11 @@ __all__ = [
     "Difference",
     "Estimate",
     "ItemSplit",
+    "broken",
     "confirm_front",
     "mean_estimate",
     "paired_difference",
     "scores",
     "split_items",
+    "violation",
 ]

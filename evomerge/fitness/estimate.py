@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from evomerge.errors import TaskError
 
 if TYPE_CHECKING:
-    from evomerge.config import ObjectiveConfig
+    from evomerge.config import Measured
     from evomerge.outcome import Responses
 
 __all__ = [
@@ -97,13 +97,13 @@ def quantile(level: float, freedom: int) -> float:
     return float(stdtrit(freedom, (1.0 + level) / 2.0))
 
 
-def weights(objectives: Sequence[ObjectiveConfig]) -> Floats:
+def weights(objectives: Sequence[Measured]) -> Floats:
     """The objectives' weights, scaled to a sum of 1."""
     raw = np.array([objective.weight for objective in objectives], dtype=np.float64)
     return np.asarray(raw / raw.sum())
 
 
-def tables(responses: Sequence[Responses], objectives: Sequence[ObjectiveConfig]) -> Iterator[Table]:
+def tables(responses: Sequence[Responses], objectives: Sequence[Measured]) -> Iterator[Table]:
     """The responses as one table per task, in the order in which objectives name the tasks.
 
     Raises:
@@ -121,7 +121,7 @@ def tables(responses: Sequence[Responses], objectives: Sequence[ObjectiveConfig]
         yield Table(task=task, items=items, values=values, columns=columns, signs=signs)
 
 
-def _response(by_metric: dict[tuple[str, str], Responses], objective: ObjectiveConfig) -> Responses:
+def _response(by_metric: dict[tuple[str, str], Responses], objective: Measured) -> Responses:
     response = by_metric.get((objective.task, objective.metric))
     if response is None:
         raise TaskError(
@@ -133,7 +133,7 @@ def _response(by_metric: dict[tuple[str, str], Responses], objective: ObjectiveC
     return response
 
 
-def scores(responses: Sequence[Responses], objectives: Sequence[ObjectiveConfig]) -> tuple[Estimate, ...]:
+def scores(responses: Sequence[Responses], objectives: Sequence[Measured]) -> tuple[Estimate, ...]:
     """One estimate per objective, in their order; higher is better whatever the goal.
 
     For a right-or-wrong metric, standard error and interval come from the sample plus two right and two wrong items
@@ -157,7 +157,7 @@ def scores(responses: Sequence[Responses], objectives: Sequence[ObjectiveConfig]
     return tuple(found[j] for j in range(len(objectives)))
 
 
-def mean_estimate(responses: Sequence[Responses], objectives: Sequence[ObjectiveConfig]) -> Estimate:
+def mean_estimate(responses: Sequence[Responses], objectives: Sequence[Measured]) -> Estimate:
     """Weighted mean over the objectives; higher is better.
 
     Items of different tasks are independent; objectives that share a task are correlated item by item, and their

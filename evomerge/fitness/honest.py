@@ -9,7 +9,7 @@ Legend: as in `estimate`; d = difference of two candidates' scores on one item.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from evomerge.pareto import knee, nondominated
 from evomerge.rng import stream
 
 if TYPE_CHECKING:
-    from evomerge.config import ObjectiveConfig
+    from evomerge.config import Measured
     from evomerge.outcome import Responses
 
 __all__ = ["MEAN", "ConfirmedFront", "Difference", "confirm_front", "membership_probability", "paired_difference"]
@@ -55,7 +55,7 @@ class ConfirmedFront:
     """What the confirmation found.
 
     Attributes:
-        members: candidates, anchors among them, that no other confirmed candidate dominates; sorted.
+        members: candidates, anchors among them, that no other eligible one dominates; sorted.
         probability: for every confirmed candidate, how probably it would be a member on other items of the kind.
         knee: the balanced member (see `evomerge.pareto.knee`).
         best: for each objective, the member with the best score; the first of equals.
@@ -79,7 +79,7 @@ class ConfirmedFront:
 def paired_difference(
     a: Sequence[Responses],
     b: Sequence[Responses],
-    objectives: Sequence[ObjectiveConfig],
+    objectives: Sequence[Measured],
     level: float,
     comparisons: int = 1,
 ) -> Difference:
@@ -135,8 +135,9 @@ def _moments(d: Floats) -> tuple[Floats, Floats]:
 def confirm_front(
     finalists: Mapping[int, Sequence[Responses]],
     anchors: Mapping[str, int],
-    objectives: Sequence[ObjectiveConfig],
+    objectives: Sequence[Measured],
     level: float,
+    excluded: Container[int] = (),
 ) -> ConfirmedFront:
     """The front by confirmed scores, and every finalist's gains over every anchor.
 
@@ -148,19 +149,20 @@ def confirm_front(
         anchors: candidate id by label.
         objectives: all objectives of the run.
         level: confidence, for example 0.95.
+        excluded: candidates that break a constraint: no place on the front for them, unless all do.
 
     Raises:
         TaskError: responses that do not fit the objectives.
     """
-    ids = sorted(finalists)
+    ids = [i for i in sorted(finalists) if i not in excluded] or sorted(finalists)
     means = np.array([[estimate.mean for estimate in scores(finalists[i], objectives)] for i in ids])
     front = nondominated(-means)
-    new = [i for i in ids if i not in set(anchors.values())]
+    new = [i for i in sorted(finalists) if i not in set(anchors.values())]
     kinds = 1 + len(objectives) if len(objectives) > 1 else 1
     comparisons = max(len(new) * len(anchors) * kinds, 1)
     return ConfirmedFront(
         members=tuple(ids[row] for row in front),
-        probability=membership_probability(finalists, objectives),
+        probability=membership_probability({i: finalists[i] for i in ids}, objectives),
         knee=ids[front[knee(-means[front])]],
         best={o.name: ids[front[int(np.argmax(means[front, j]))]] for j, o in enumerate(objectives)},
         gains={
@@ -174,7 +176,7 @@ def confirm_front(
 
 
 def membership_probability(
-    finalists: Mapping[int, Sequence[Responses]], objectives: Sequence[ObjectiveConfig], draws: int = RESAMPLES
+    finalists: Mapping[int, Sequence[Responses]], objectives: Sequence[Measured], draws: int = RESAMPLES
 ) -> dict[int, float]:
     """How probably each candidate is on the front: the share of resampled item sets on which none dominates it.
 
@@ -208,7 +210,7 @@ def membership_probability(
 def _gain(
     a: Sequence[Responses],
     b: Sequence[Responses],
-    objectives: Sequence[ObjectiveConfig],
+    objectives: Sequence[Measured],
     level: float,
     comparisons: int,
 ) -> dict[str, Difference]:

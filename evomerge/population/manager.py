@@ -1,5 +1,8 @@
 """`PopulationManager`: scores in, genomes out; the one place where a score becomes a cost and a failure a number.
 
+A candidate that breaks a constraint costs more in every objective than all that was scored so far, by more the more it
+breaks, and less than one that failed: feasibility first (Deb 2000), for any algorithm that ranks.
+
 Scores are higher-better, costs lower-better. Knows nothing of why a candidate failed.
 """
 
@@ -79,8 +82,13 @@ class PopulationManager:
         """
         self._observe(scores)
 
-    def tell(self, scores: Sequence[Scores | None]) -> None:
+    def tell(self, scores: Sequence[Scores | None], violations: Sequence[float] | None = None) -> None:
         """Scores of the generation that was asked, in the order asked; None for a candidate that failed.
+
+        Args:
+            scores: higher is better.
+            violations: for each candidate how far it is from keeping the constraints, 0 if it keeps them; None if all
+                do. A candidate that fails has any.
 
         Raises:
             RuntimeError: nothing was asked.
@@ -90,10 +98,12 @@ class PopulationManager:
             raise RuntimeError("tell() was called without ask(); ask() for a generation first")
         if len(scores) != len(self._asked):
             raise ValueError(f"expected the scores of {len(self._asked)} candidates, as asked; got {len(scores)}")
-        told = list(zip(self._asked, scores, strict=True))
+        told = list(zip(self._asked, scores, violations or [0.0] * len(scores), strict=True))
         self._observe(scores)
-        self._algorithm.tell([Evaluation(genome=genome, costs=self._costs(score)) for genome, score in told])
-        self._failed |= {genome for genome, score in told if score is None}
+        self._algorithm.tell(
+            [Evaluation(genome=genome, costs=self._costs(score, broken)) for genome, score, broken in told]
+        )
+        self._failed |= {genome for genome, score, _ in told if score is None}
         self._asked = ()
         self._generation += 1
 
@@ -109,9 +119,10 @@ class PopulationManager:
         if seen:
             self._worst = tuple(min(column) for column in zip(*seen, strict=True))
 
-    def _costs(self, score: Scores | None) -> tuple[float, ...]:
-        if score is not None:
+    def _costs(self, score: Scores | None, violation: float) -> tuple[float, ...]:
+        if score is not None and not violation:
             return tuple(-value for value in score)
         if self._worst is None:
             return (_WORST_UNSEEN,) * self._objectives
-        return tuple(_MARGIN - value for value in self._worst)
+        beyond = _MARGIN if score is None else _MARGIN * violation / (1.0 + violation)
+        return tuple(beyond - value for value in self._worst)

@@ -34,7 +34,7 @@ class Heatmap:
 def heatmap(recipe: Recipe, parameter: str) -> Heatmap:
     """Layer x role x source of one parameter; parameters that all sources share have one source, `all`."""
     field = recipe.parameter(parameter)
-    sources = recipe.sources if field.width == len(recipe.sources) else ("all",)
+    sources = recipe.variants if field.width == len(recipe.sources) else ("all",)
     columns = [(k, roles) for k in range(field.width) for roles in _roles_with_equal_values(field, k)]
     depth = [tuple(field.at(roles[0], layer)[k] for k, roles in columns) for layer in range(field.layers)]
     embed, head = (tuple(field.at(edge, None)[k] for k, _ in columns) for edge in ("embed", "head"))

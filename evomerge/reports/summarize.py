@@ -6,10 +6,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from evomerge.config import Experiment
-from evomerge.fitness import Estimate, confirm_front, mean_estimate, scores
+from evomerge.errors import TaskError
+from evomerge.fitness import Estimate, broken, confirm_front, mean_estimate, scores
 from evomerge.pareto import hypervolume, knee, nondominated
 from evomerge.reports.summary import (
     Confirmation,
@@ -27,7 +30,7 @@ from evomerge.reports.words import describe, one_line
 from evomerge.runs import holder
 
 if TYPE_CHECKING:
-    from evomerge.config.models import ObjectiveConfig
+    from evomerge.config import ObjectiveConfig
     from evomerge.outcome import Responses
     from evomerge.runs import Candidate, RunStore
 
@@ -56,7 +59,7 @@ def summarize(store: RunStore) -> Summary:
     entries = _entries(store.candidates(), searched, confirmed, experiment)
     costs = {
         candidate: [o.cost(m.mean) for o, m in zip(objectives, estimated.each, strict=True)]
-        for candidate in searched
+        for candidate in _eligible(searched, entries)
         if (estimated := entries[candidate].estimated) is not None
     }
     front = tuple(sorted(list(costs)[index] for index in nondominated([*costs.values()])))
@@ -107,10 +110,11 @@ def _objective(config: ObjectiveConfig) -> Objective:
 
 
 def _entries(
-    candidates: Iterable[Candidate], searched: _Answers, confirmed: _Answers, experiment: Experiment
+    candidates: Sequence[Candidate], searched: _Answers, confirmed: _Answers, experiment: Experiment
 ) -> dict[int, Entry]:
     estimates = {candidate: _scores(responses, experiment) for candidate, responses in searched.items()}
     confirmations = {candidate: _scores(responses, experiment) for candidate, responses in confirmed.items()}
+    faults = _broken(candidates, searched, confirmed, experiment)
     return {
         candidate.id: Entry(
             id=candidate.id,
@@ -121,9 +125,31 @@ def _entries(
             description=one_line(describe(candidate.recipe)),
             estimated=estimates.get(candidate.id),
             confirmed=confirmations.get(candidate.id),
+            broken=faults.get(candidate.id, ()),
         )
         for candidate in candidates
     }
+
+
+def _eligible(answers: _Answers, entries: Mapping[int, Entry]) -> Iterable[int]:
+    """Candidates that break no constraint; all of them if each breaks one."""
+    return [candidate for candidate in answers if not entries[candidate].broken] or answers
+
+
+def _broken(
+    candidates: Iterable[Candidate], searched: _Answers, confirmed: _Answers, experiment: Experiment
+) -> dict[int, tuple[str, ...]]:
+    """The constraints that each candidate breaks, by what it answered last."""
+    if not experiment.fitness.constraints:
+        return {}
+    labels = {candidate.id: candidate.label for candidate in candidates if candidate.label}
+    found: dict[int, tuple[str, ...]] = {}
+    for answers in (searched, confirmed):
+        references = {label: answers[number] for number, label in labels.items() if number in answers}
+        for number, responses in answers.items():
+            with suppress(TaskError):  # an anchor to compare with is missing: then nothing can be said
+                found[number] = tuple(broken(responses, references, experiment.fitness.constraints))
+    return found
 
 
 def _scores(responses: tuple[Responses, ...], experiment: Experiment) -> Scores:
@@ -147,7 +173,8 @@ def _confirmation(entries: Mapping[int, Entry], scored: _Answers, experiment: Ex
     anchors = {entry.name: entry.id for entry in entries.values() if entry.kind == "anchor" and entry.id in scored}
     if len(scored) == len(anchors):
         return None
-    found = confirm_front(scored, anchors, experiment.fitness.objectives, experiment.fitness.confirm.level)
+    excluded = {candidate for candidate in scored if entries[candidate].broken}
+    found = confirm_front(scored, anchors, experiment.fitness.objectives, experiment.fitness.confirm.level, excluded)
     return Confirmation(
         front=tuple(found.members),
         probability=dict(found.probability),
@@ -197,8 +224,10 @@ def _cost(store: RunStore, experiment: Experiment) -> Cost:
     seconds: Counter[str] = Counter()
     for result in computed:
         seconds.update(result.seconds)
+    shares = [result.rewritten for result in computed if result.rewritten is not None]
     return Cost(
         seconds=dict(seconds),
+        rewritten=fmean(shares) if shares else None,
         wall_seconds=_noted(store, "driver").get("wall_seconds", 0.0),
         evaluations=sum(phase == "search" for _, phase in scored),
         budget=_noted(store, "budget").get("evaluations", experiment.budget.evaluations),

@@ -81,6 +81,7 @@ class Entry:
         generation: -1 for anchors.
         estimated: on items that steered the search; None when it was not scored on them.
         confirmed: on items that the search never saw.
+        broken: the constraints that it breaks, in words; by its confirmation if there was one.
     """
 
     id: int
@@ -91,6 +92,7 @@ class Entry:
     description: str
     estimated: Scores | None = None
     confirmed: Scores | None = None
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +158,7 @@ class Cost:
 
     Attributes:
         seconds: worker seconds by stage.
+        rewritten: mean share of the live model's weights that a candidate had to write; None if no worker told.
         wall_seconds: how long the drivers of this run were up; 0 until the first one ended.
         evaluations: search results, against `budget`; copies of an equal recipe's result count.
         copied: results that were taken over from an equal recipe.
@@ -165,6 +168,7 @@ class Cost:
     """
 
     seconds: Mapping[str, float]
+    rewritten: float | None
     wall_seconds: float
     evaluations: int
     budget: int
@@ -282,7 +286,7 @@ class Summary:
 
 
 def _entry_data(entry: Entry, with_recipe: bool) -> dict[str, Any]:
-    plain = {name: getattr(entry, name) for name in ("id", "name", "kind", "generation", "description")}
+    plain = {name: getattr(entry, name) for name in ("id", "name", "kind", "generation", "description", "broken")}
     scores = {"estimated": _scores_data(entry.estimated), "confirmed": _scores_data(entry.confirmed)}
     recipe = {"recipe": entry.recipe.to_data()} if with_recipe else {}
     return plain | scores | {"digest": entry.recipe.digest} | recipe

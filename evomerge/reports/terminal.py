@@ -64,6 +64,8 @@ def _status_rows(summary: Summary) -> Iterable[tuple[str, str]]:
     yield "attempts", ", ".join(f"{count} {status}" for status, count in sorted(cost.attempts.items())) or "none"
     yield "wall time", f"{cost.wall_seconds:.1f} s"
     yield "worker time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in cost.seconds.items()) or "none"
+    if cost.rewritten is not None:
+        yield "weights rewritten", f"{100 * cost.rewritten:.0f} % of the model for a candidate, on average"
     if summary.history is not None and summary.history.hypervolume:
         yield "hypervolume", number(summary.history.hypervolume[-1])
     for failure in summary.failures[-3:]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evomerge.fitness import MEAN
-from evomerge.recipe import DEPTH_ROLES, ROLES, Field, Recipe
+from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Recipe
 from evomerge.reports.summary import Confirmation, Entry, Gain, Measure, Objective, Summary
 
 __all__ = [
@@ -60,19 +60,26 @@ def objective_label(objective: Objective) -> str:
 
 
 def membership(summary: Summary, entry: Entry) -> Iterator[str]:
-    """`on the front: 87 %`, how probably on other items of the kind; nothing for what was not confirmed."""
+    """Constraints that are broken; `on the front: 87 %`, how probably on other items, where that was confirmed."""
+    yield from (f"breaks {text}" for text in entry.broken)
     if summary.confirmation is not None and entry.id in summary.confirmation.probability:
         yield f"on the front: {percent(round(summary.confirmation.probability[entry.id], 2))}"
 
 
 def describe(recipe: Recipe) -> str:
-    """One line: the operator, and for every parameter its mean over the recipe's rows, per source."""
+    """One line: the operator, options that differ from the publication's, and every parameter's mean, per source."""
     if len(recipe.models) == 1:
         return f"{recipe.models[0]} as it is"
     parameters = [
         f"{name} {_per_source(field, recipe.sources)}" for name, field in recipe.parameters if _is_told(name, field)
     ]
-    return ", ".join([f"{recipe.operator} of {' + '.join(recipe.models)}", *parameters])
+    models = " + ".join(recipe.on_variants().models)
+    return ", ".join([f"{recipe.operator} of {models}", *_options(recipe), *parameters])
+
+
+def _options(recipe: Recipe) -> list[str]:
+    paper = OPERATORS[recipe.operator].presets["paper"]
+    return [f"{name} {str(value).lower()}" for name, value in recipe.options if value != paper[name]]
 
 
 def _is_told(name: str, field: Field) -> bool:

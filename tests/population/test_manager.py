@@ -104,3 +104,24 @@ def test_wrong_tells_are_refused() -> None:
     manager.tell([(0.0, 0.0), None])
     with pytest.raises(RuntimeError, match="without ask"):
         manager.tell([(0.0, 0.0), None])
+
+
+def test_feasibility_comes_first_and_failures_last() -> None:
+    recorder = Recorder()
+    manager = PopulationManager(recorder, objectives=2)
+    manager.anchors([(0.1, 0.2)])
+    manager.ask()
+    manager.tell([(0.9, 0.9), (0.0, 0.3)], [0.5, 0.0])
+    manager.ask()
+    manager.tell([(0.9, 0.9), None], [3.0, 0.0])
+    broken, feasible, worse, failed = recorder.told
+    assert feasible == (0.0, -0.3)
+    for better, than in ((feasible, broken), (broken, worse), (worse, failed)):
+        assert all(a < b for a, b in zip(better, than, strict=True))
+
+
+def test_violations_are_one_for_each_candidate() -> None:
+    manager = PopulationManager(Recorder(), objectives=1)
+    manager.ask()
+    with pytest.raises(ValueError, match="shorter"):
+        manager.tell([(0.1,), (0.2,)], [0.0])

@@ -64,4 +64,6 @@ class SyntheticWorker:
             Responses(task=task, metric="acc", items=ids, values=tuple(solved(job.recipe, task, item) for item in ids))
             for task, ids in job.items.tasks
         )
-        return Scored(candidate=job.candidate, phase=job.phase, responses=responses, seconds={"forward": 0.1})
+        return Scored(
+            candidate=job.candidate, phase=job.phase, round=job.round, responses=responses, seconds={"forward": 0.1}
+        )

@@ -68,6 +68,17 @@ def test_it_merges_and_scores(worker: MergeWorker, job: Job) -> None:
     assert replace(again, seconds=expert.seconds) == expert
 
 
+def test_it_prepares_what_candidates_may_ask_for(
+    spec: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path))
+    MergeWorker(replace(spec, transforms=("star:30",), log=tmp_path / "logs"))
+    (folder,) = (path for path in (tmp_path / "variants").iterdir() if path.is_dir())
+    assert {file.stem for file in folder.iterdir()} == {"rev", "sort"}
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "transform star:30 of all experts: built in " in log.read_text()
+
+
 def test_it_tells_what_it_found(worker: MergeWorker) -> None:
     info = worker.info()
     assert info.sizes == {"quickstart_rev": 512}

@@ -165,7 +165,7 @@ class Sleeper:
         return WorkerInfo(sizes={}, versions={"pid": str(os.getpid())})
     def run(self, job):
         time.sleep(2)
-        return Scored(candidate=job.candidate, phase=job.phase, responses=(), worker=str(os.getpid()))
+        return Scored(candidate=job.candidate, phase=job.phase, round=job.round, responses=(), worker=str(os.getpid()))
 
 signals = []
 for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,126 @@
+"""Is the item bank still true of the candidates at hand? What random items say, and what follows.
+
+A search moves away from the models that the bank was calibrated on, and there every model-based estimate is biased. The
+audit stratum was drawn at random, so its residuals over a generation show it. Knows nothing of how a search goes on.
+
+Legend: as in `estimators`; r = mean residual `y - E[p]` of audit items, each candidate read from its other items.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from evomerge.fitness.estimate import Floats
+from evomerge.fitness.irt.ability import AbilityPrior, checked
+from evomerge.fitness.irt.bank import ItemBank
+from evomerge.fitness.irt.estimators import Estimates, audit_sums
+
+__all__ = ["Audit", "Remedy", "audit_generation", "corrected", "inclusion_of"]
+
+Remedy = Literal["none", "widen", "correct", "refit"]
+"""What to do: nothing; widen the priors; shift the estimates by the residuals; fit the bank again with promoted
+candidates' rows."""
+
+_SUSPECT, _CERTAIN = 2.0, 3.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What the audit items of one generation say.
+
+    Attributes:
+        residual: r, in score units; above 0, candidates are better than the model believes.
+        se: its standard error.
+        spread: standard deviation of candidates' own biases around r, as far as chance does not explain it.
+        items: audit answers.
+        candidates: candidates that gave them.
+    """
+
+    residual: float
+    se: float
+    spread: float
+    items: int
+    candidates: int
+
+    @property
+    def z(self) -> float:
+        """r in standard errors; 0 without audit items."""
+        return self.residual / self.se if self.items else 0.0
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the bank does not hold for these candidates."""
+        return abs(self.z) > _CERTAIN
+
+    def remedy(self, promoted: int) -> Remedy:
+        """What to do.
+
+        Args:
+            promoted: fully evaluated candidates that the bank was not yet fitted with.
+        """
+        if abs(self.z) <= _SUSPECT:
+            return "none"
+        if not self.flagged:
+            return "widen"
+        return "refit" if promoted else "correct"
+
+    @property
+    def shift(self) -> float:
+        """r shrunk towards 0 by what chance may be in it, `r max(0, 1 - 1 / z^2)` (James and Stein, 1961)."""
+        return self.residual * max(0.0, 1.0 - 1.0 / self.z**2) if self.z else 0.0
+
+    def widening(self) -> float:
+        """What to multiply prior covariances by, at least 1."""
+        return max(1.0, (self.z / _SUSPECT) ** 2)
+
+
+def inclusion_of(audit: np.ndarray[tuple[int, int], np.dtype[np.bool_]], count: int) -> Floats:
+    """Inclusion probabilities `[M, N]` of an audit stratum of `count` items per candidate; NaN for other items."""
+    return np.where(audit, count / audit.shape[1], np.nan)
+
+
+def audit_generation(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion: Floats) -> Audit:
+    """Compare the audit items of a generation with what the other items predict.
+
+    The standard error is the larger of what the model says and what the candidates' scatter shows.
+
+    Raises:
+        TaskError: responses that the bank cannot read.
+    """
+    total, variance = audit_sums(bank, prior, checked(bank, responses), inclusion)
+    per = (~np.isnan(inclusion) & ~np.isnan(responses)).sum(axis=1)
+    items, candidates = int(per.sum()), int((per > 0).sum())
+    if not items:
+        return Audit(residual=0.0, se=math.inf, spread=0.0, items=0, candidates=0)
+    residual = float(total.sum() / items)
+    squares = (total - per * residual) ** 2
+    seen = float(squares.sum()) * candidates / max(candidates - 1, 1)
+    excess = max(0.0, float((squares - variance).sum()) / float((per**2).sum()))
+    return Audit(
+        residual=residual,
+        se=math.sqrt(max(float(variance.sum()), seen)) / items,
+        spread=math.sqrt(excess),
+        items=items,
+        candidates=candidates,
+    )
+
+
+def corrected(estimates: Estimates, audit: Audit, items: int) -> Estimates:
+    """Estimates shifted by the residual of the items that were not asked; their sd says what that leaves open.
+
+    Augmented inverse probability weighting with the residual pooled over the generation, which one candidate's few audit
+    items could not tell, and shrunk: where the model holds, next to nothing changes.
+
+    Args:
+        items: N.
+    """
+    if not audit.shift:
+        return estimates
+    unasked = 1.0 - estimates.items_used / items
+    open_ = (audit.shift / audit.residual) * (audit.se**2 + audit.spread**2)
+    sd = np.sqrt(estimates.sd**2 + unasked**2 * open_)
+    return replace(estimates, mean=estimates.mean + unasked * audit.shift, sd=sd)
