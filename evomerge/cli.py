@@ -42,6 +42,13 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. budget.evaluations=100. May be repeated."),
 ]
 ExpertOption = typer.Option("--expert", metavar="NAME=FOLDER", help="An expert. May be repeated.")
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Whose tokenizer the merged model takes, if they differ: base, or an expert."),
+]
+AdapterOption = Annotated[
+    bool, typer.Option("--adapter", help="Write a LoRA adapter on the base; only where that holds the same merge.")
+]
 CandidateOption = Annotated[str, typer.Option("--candidate", help="knee, best:OBJECTIVE or a candidate's number.")]
 
 
@@ -120,6 +127,7 @@ def pool(
     experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT]", help="Whose models to look at.")] = None,
     base: Annotated[Path | None, typer.Option(help="Instead of an experiment: folder of the base model.")] = None,
     expert: Annotated[list[str] | None, ExpertOption] = None,
+    tokenizer: TokenizerOption = None,
     html: Annotated[
         Path | None, typer.Option(help="Also write heat maps into an HTML file that opens offline.")
     ] = None,
@@ -131,10 +139,12 @@ def pool(
     from evomerge.reports import print_kinship, write_kinship
 
     experts = _named_folders(expert or [])
-    by_folders = base is not None or bool(experts)
-    if (experiment is not None) == by_folders or (base is None) == bool(experts):
+    if (base is None or not experts) if experiment is None else (base or experts or tokenizer):
         raise typer.BadParameter("expected an experiment, or --base and --expert", param_hint="EXPERIMENT")
-    models = ModelPool.open(base, experts) if base is not None else open_pool(_load(str(experiment), None))
+    if base is None:
+        models = open_pool(_load(str(experiment), None))
+    else:
+        models = ModelPool.open(base, experts, tokenizer=tokenizer)
     found = kinship(models)
     print_kinship(found, _console())
     if html is not None:
@@ -159,7 +169,7 @@ def run(
     folder, config = _folder_and_config(experiment, out, changes)
     console = _console()
     with Stop().listening() as stop, watching(console) as watch:
-        for progress in launch(config, folder, stop):
+        for progress in launch(config, folder, stop, lambda text: console.print(text, soft_wrap=True)):
             watch(progress, stop.requested)
     _conclude(folder, console)
 
@@ -226,11 +236,12 @@ def export(
     run: RunArgument,
     candidate: CandidateOption = "knee",
     out: Annotated[Path | None, typer.Option(help="The new folder; RUN/export/CANDIDATE if left out.")] = None,
+    adapter: AdapterOption = False,
 ) -> None:
     """Write one candidate as a model folder, with model card and mergekit recipe."""
     from evomerge.publish import export as write_model
 
-    typer.echo(write_model(run, candidate, out))
+    typer.echo(write_model(run, candidate, out, adapter=adapter))
 
 
 @app.command()
@@ -239,12 +250,15 @@ def merge(
     out: Annotated[Path, typer.Option(help="The new folder.")],
     base: Annotated[Path | None, typer.Option(help="Folder of the base model, if the file does not say.")] = None,
     expert: Annotated[list[str] | None, ExpertOption] = None,
+    tokenizer: TokenizerOption = None,
+    *,
+    adapter: AdapterOption = False,
 ) -> None:
     """Merge once, without a search: what a mergekit YAML or an exported recipe says."""
     from evomerge.merge import merge as merge_models
 
     folders = ({} if base is None else {"base": base}) | _named_folders(expert or [])
-    typer.echo(merge_models(file, out, folders))
+    typer.echo(merge_models(file, out, folders, tokenizer, adapter=adapter))
 
 
 @app.command()

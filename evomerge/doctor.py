@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from evomerge import __version__
+from evomerge.merging import prepared
 
 __all__ = ["Finding", "examine"]
 
@@ -70,6 +71,21 @@ def _package(module: str, extra: str) -> Finding:
     return Finding(name=module, state="ok", found=version)
 
 
+def _facts() -> Finding:
+    size = sum(file.stat().st_size for file in prepared.folder().glob("*")) / 2**30
+    found = f"{size:.2f} GiB of at most {prepared.LIMIT >> 30} in {prepared.folder()}; may be removed between runs"
+    return Finding(name="prepared facts", state="info", found=found)
+
+
+def _compiler() -> Finding:
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        found = f"no {name}; merging is not compiled, and takes two to five times as long"
+        return Finding(name="C++ compiler", state="info", found=found)
+    found = f"{name}; merging is compiled in processes that make many large candidates (never run on a GPU so far)"
+    return Finding(name="C++ compiler", state="info", found=found)
+
+
 def _devices() -> Iterator[Finding]:
     if find_spec("torch") is None:
         return
@@ -90,6 +106,6 @@ def _machine() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 2**30
     fix = "free some space, or start runs on another disk with --out" if free < 1 else ""
     yield Finding(name="disk", state="missing" if free < 1 else "ok", found=f"{free:.0f} GiB free here", fix=fix)
-    compiler = next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
-    yield Finding(name="C compiler", state="info", found=compiler or "none; nothing in this version needs one")
+    yield _facts()
+    yield _compiler()
     yield Finding(name="executable", state="info", found=sys.executable)

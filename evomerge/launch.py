@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from evomerge.config import Experiment
+from evomerge.config import Experiment, RayConfig
+from evomerge.engines.calibration import calibrate
+from evomerge.merging.configured import configured_pool
+from evomerge.merging.lora import adapters_of
 from evomerge.merging.pool import ModelPool
+from evomerge.merging.variants import prepare
 from evomerge.opening import Lineup, is_complete, open_run, space_of
 from evomerge.search import Progress, Search
 from evomerge.stopping import Stop
 from evomerge.workers import WorkerSpec, build_executor
+from evomerge.workers.candidate import quiet
 
 __all__ = ["launch", "lineup_of", "open_pool"]
 
@@ -19,9 +24,12 @@ def open_pool(experiment: Experiment) -> ModelPool:
     """The experiment's models, checked for everything that would keep them from being merged.
 
     Raises:
-        PoolError: they cannot be read, or do not fit each other.
+        PoolError: they cannot be read, do not fit each other, or are no adapters where the operator needs some.
     """
-    return ModelPool.open(experiment.pool.base, experiment.pool.experts, tokenizer=experiment.pool.tokenizer)
+    pool = configured_pool(experiment.pool)
+    if experiment.space.operator.space == "core":
+        adapters_of(pool.models, pool.experts)
+    return pool
 
 
 def lineup_of(experiment: Experiment, pool: ModelPool) -> Lineup:
@@ -36,7 +44,9 @@ def lineup_of(experiment: Experiment, pool: ModelPool) -> Lineup:
     )
 
 
-def launch(experiment: Experiment, folder: Path, stop: Stop) -> Iterator[Progress]:
+def launch(
+    experiment: Experiment, folder: Path, stop: Stop, note: Callable[[str], None] = lambda _: None
+) -> Iterator[Progress]:
     """Run an experiment in a folder, or go on with the run that is there.
 
     Example:
@@ -50,6 +60,7 @@ def launch(experiment: Experiment, folder: Path, stop: Stop) -> Iterator[Progres
         experiment: resolved experiment.
         folder: the run folder; made if it is not there.
         stop: a wish to stop; see `Stop.listening`.
+        note: takes a line about each thing that was prepared, which may have taken long.
 
     Yields:
         One record after each settled candidate.
@@ -57,19 +68,28 @@ def launch(experiment: Experiment, folder: Path, stop: Stop) -> Iterator[Progres
     Raises:
         EvomergeError: see the exception tree; the folder is left whole, and the same call resumes.
     """
-    lineup = lineup_of(experiment, open_pool(experiment))
+    pool = open_pool(experiment)
+    lineup = lineup_of(experiment, pool)
     with open_run(folder, experiment, lineup, space_of(experiment, lineup)) as store:
         spec = WorkerSpec(
             pool=experiment.pool,
             fitness=experiment.fitness,
             engine=experiment.engine,
             seed=experiment.seed,
+            transforms=experiment.space.every_transform,
+            statistics=experiment.space.statistics,
             log=folder / "logs",
         )
         if is_complete(store, experiment):
             return
         executor = build_executor(experiment.executor, spec)
         try:
+            if _workers_are_here(experiment):  # else each node prepares its own, which no one here could see
+                if spec.statistics:
+                    with quiet(folder / "logs" / "calibration.log"):
+                        calibrate(pool, spec.statistics, spec.engine)
+                for built in prepare(pool, spec.transforms):
+                    note(str(built))
             info = executor.start()
             search = Search(experiment, lineup, store=store, executor=executor, info=info)
         except BaseException:
@@ -81,3 +101,8 @@ def launch(experiment: Experiment, folder: Path, stop: Stop) -> Iterator[Progres
             yield from search.run(stop)
         finally:
             executor.close()
+
+
+def _workers_are_here(experiment: Experiment) -> bool:
+    """Whether all workers run on this machine, and so share its cache."""
+    return not isinstance(experiment.executor, RayConfig) or experiment.executor.address is None

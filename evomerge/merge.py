@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from evomerge.errors import ConfigError, Fault, require
+from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import BASE, ModelPool
+from evomerge.merging.vocabulary import mergekit_differences
 from evomerge.recipe import Recipe
 from evomerge.recipe.mergekit_read import read_mergekit
 from evomerge.recipe.mergekit_yaml import to_mergekit
 
-__all__ = ["merge", "write_merge"]
+__all__ = ["merge", "mergekit_text", "write_merge"]
 
 _MERGEKIT_FILE = "mergekit_config.yml"
 _RECIPE_FILE = "recipe.json"
@@ -20,7 +22,9 @@ _RECIPE_FILE = "recipe.json"
 RecipeOf = Callable[[ModelPool], Recipe]
 
 
-def merge(file: Path, out: Path, folders: Mapping[str, Path]) -> Path:
+def merge(
+    file: Path, out: Path, folders: Mapping[str, Path], tokenizer: str | None = None, *, adapter: bool = False
+) -> Path:
     """Merge what a file says.
 
     Example:
@@ -31,6 +35,9 @@ def merge(file: Path, out: Path, folders: Mapping[str, Path]) -> Path:
         out: the new folder.
         folders: where models lie, by pool name (`base` is the base). A recipe names models only, so it needs all of
             them; a YAML needs those that it calls by a name of the hub.
+        tokenizer: pool name of the model whose tokenizer the merged model takes; None: what a YAML says of it, or else
+            all models must have the same.
+        adapter: write a LoRA adapter on the base instead of a full model.
 
     Returns:
         The new folder.
@@ -38,20 +45,22 @@ def merge(file: Path, out: Path, folders: Mapping[str, Path]) -> Path:
     Raises:
         ConfigError: the file cannot be read or expressed, or a model has no folder.
         PoolError: the models cannot be merged with each other.
+        MergeError: an adapter is asked for that cannot hold this merge.
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """
-    written, recipe_of = _read(file)
+    written, chosen, recipe_of = _read(file)
     models = {**written, **folders}
     if faults := [*_folder_faults(models), *_strangers(written, folders)]:
         raise ConfigError(str(file), faults)
     found = {name: folder for name, folder in models.items() if folder is not None}
-    pool = ModelPool.open(found[BASE], {name: folder for name, folder in found.items() if name != BASE})
-    write_merge(recipe_of(pool), pool, out)
+    experts = {name: folder for name, folder in found.items() if name != BASE}
+    pool = ModelPool.open(found[BASE], experts, tokenizer=tokenizer or chosen)
+    write_merge(recipe_of(pool), pool, out, adapter=adapter)
     return out
 
 
-def write_merge(recipe: Recipe, pool: ModelPool, out: Path, card: str | None = None) -> None:
+def write_merge(recipe: Recipe, pool: ModelPool, out: Path, card: str | None = None, *, adapter: bool = False) -> None:
     """Write a recipe's model as a Hugging Face folder, with the recipe beside it in both forms.
 
     Args:
@@ -59,36 +68,59 @@ def write_merge(recipe: Recipe, pool: ModelPool, out: Path, card: str | None = N
         pool: the models that it names.
         out: the new folder.
         card: the model card, if there is one.
+        adapter: write a LoRA adapter on the base instead of a full model.
 
     Raises:
+        MergeError: an adapter is asked for that cannot hold this merge.
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """
     require("torch", "merge")
+    from evomerge.merging.adapters import export_adapter
     from evomerge.merging.executor import execute
     from evomerge.merging.export import export_checkpoint
     from evomerge.merging.operators import lower
 
+    plan = lower(recipe, pool)
     files = {
-        _MERGEKIT_FILE: to_mergekit(recipe, {name: str(pool.folder(name)) for name in pool.names}, pool.specs),
+        _MERGEKIT_FILE: mergekit_text(recipe, pool, {name: str(pool.folder(name)) for name in pool.names}),
         _RECIPE_FILE: json.dumps(recipe.to_data(), indent=1) + "\n",
     }
     files |= {} if card is None else {"README.md": card}
-    export_checkpoint(execute(lower(recipe, pool), pool), pool, out, dtype=recipe.dtype, extra_files=files)
+    if adapter:
+        export_adapter(plan, pool, out, extra_files=files)
+    else:
+        export_checkpoint(execute(plan, pool), pool, out, dtype=recipe.dtype, extra_files=files)
 
 
-def _read(file: Path) -> tuple[Mapping[str, Path | None], RecipeOf]:
-    """The folders that a file gives by pool name, and how it becomes a recipe."""
+def mergekit_text(recipe: Recipe, pool: ModelPool, paths: Mapping[str, str]) -> str:
+    """A recipe over a pool as a mergekit configuration, with comments on what that tool does otherwise.
+
+    Args:
+        recipe: what to merge.
+        pool: the models that it names.
+        paths: what to call each of them; an adapter is then called `base+adapter`, as mergekit has it.
+    """
+    adapted = {name: f"{paths[pool.base]}+{paths[name]}" for name in pool.experts if is_adapter(pool.folder(name))}
+    paths = {**paths, **adapted}
+    if not pool.changes_tokenizers:
+        return to_mergekit(recipe, paths, pool.specs)
+    notes = mergekit_differences(pool.models, pool.tokenizer, pool.base, recipe.models, recipe.base)
+    return to_mergekit(recipe, paths, pool.specs, tokenizer=pool.tokenizer, notes=notes)
+
+
+def _read(file: Path) -> tuple[Mapping[str, Path | None], str | None, RecipeOf]:
+    """The folders that a file gives by pool name, whose tokenizer it chooses, and how it becomes a recipe."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), [Fault(path="$", message=f"cannot be read: {error}")]) from error
     if file.suffix == ".json":
         recipe = _recipe(file, text)
-        return dict.fromkeys((BASE, *recipe.models)), lambda pool: recipe
+        return dict.fromkeys((BASE, *recipe.models)), None, lambda pool: recipe
     config = read_mergekit(text, str(file))
     folders = {name: Path(path).expanduser() for name, path in config.models.items()}
-    return folders, lambda pool: config.recipe(pool.specs, dtype=pool.dtype)
+    return folders, config.tokenizer, lambda pool: config.recipe(pool.specs, dtype=pool.dtype)
 
 
 def _recipe(file: Path, text: str) -> Recipe:

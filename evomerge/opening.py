@@ -56,13 +56,19 @@ def flat(data: Any, path: str = "$") -> dict[str, Any]:
 
 
 def _fixed_part(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run may not change on resume: all but budget, executor, threads, name and the places of files."""
+    """What a run may not change on resume: all but budget, executor, threads, residency, name and places of files."""
     kept = {key: value for key, value in experiment.items() if key not in ("budget", "executor", "name")}
-    kept["engine"] = {key: value for key, value in experiment["engine"].items() if key != "threads"}
+    kept["engine"] = {key: value for key, value in experiment["engine"].items() if key not in ("threads", "residency")}
     pool = experiment["pool"]
     kept["pool"] = {key: pool[key] for key in pool if key != "base"} | {"experts": sorted(pool["experts"])}
+    kept["pool"]["calibration"] = {"tokens": (pool.get("calibration") or {}).get("tokens")}
     kept["fitness"] = {key: value for key, value in experiment["fitness"].items() if key != "tasks"}
     return flat(kept)
+
+
+def _spelled_out(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recorded experiment with today's defaults for keys that were not there when it began."""
+    return Experiment.model_validate(recorded).model_dump(mode="json")
 
 
 def refuse_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -107,7 +113,7 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
         )
     store = RunStore.open(folder)
     try:
-        before = _fixed_part(store.manifest["experiment"]) | {
+        before = _fixed_part(_spelled_out(store.manifest["experiment"])) | {
             "model contents": store.manifest["pool_digest"],
             "genes": store.manifest["genes"],
         }

@@ -103,6 +103,7 @@ class Scored:
         responses: one record per (task, metric), sorted.
         seconds: wall seconds by stage: `materialize`, `forward` (the model's forward pass), `evaluate` (scoring
             without the forward pass).
+        rewritten: share of the live model's weights that had to be written, 0 to 1; None for a worker that has none.
         worker: who did it.
     """
 
@@ -111,6 +112,7 @@ class Scored:
     round: int = 0
     responses: tuple[Responses, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    rewritten: float | None = None
     worker: str = ""
 
 

@@ -6,21 +6,15 @@ from collections.abc import Iterator
 from math import prod
 
 from evomerge.config import Experiment
+from evomerge.merging.cache import folder_of
+from evomerge.merging.footprint import Memory, footprints, host_memory, needs_of, size
+from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import ModelPool
+from evomerge.merging.variants import VARIANTS, disk_bytes
 from evomerge.opening import Lineup
 from evomerge.spaces import SearchSpace
 
 __all__ = ["estimate_plan"]
-
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-def _size(amount: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024 or unit == "GiB":
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return ""
 
 
 def estimate_plan(
@@ -35,18 +29,44 @@ def estimate_plan(
     items = experiment.fitness.items
     finalists = fixed + experiment.fitness.confirm.shortlist
     parameters = sum(prod(spec.shape) for spec in pool.specs)
-    stored = sum(prod(spec.shape) * _BYTES[spec.dtype] for spec in pool.specs)
-    models = len(pool.names)
+    stored = sum(file.stat().st_size for file in {file for model in pool.models.values() for file in model.files})
+    adapters = sum(is_adapter(pool.folder(name)) for name in pool.names)
+    lora = f", and {adapters} LoRA adapters on it" if adapters else ""
     workers = getattr(experiment.executor, "workers", 1)
-    yield "models", f"{models} x {parameters / 1e6:.1f} M parameters, {lineup.layers} layers, {pool.dtype}"
+    full = len(pool.names) - adapters
+    yield "models", f"{full} x {parameters / 1e6:.1f} M parameters, {lineup.layers} layers, {pool.dtype}{lora}"
     yield "genes", f"{len(space.genes)} ({experiment.space.operator.name})"
+    for gene in space.genes:
+        if gene.choices:
+            yield gene.name, " | ".join(gene.choices)
     yield "candidates", f"{candidates} = {fixed} anchors + {generations} generations of {population}"
     yield "search items", f"{candidates * tasks * items.search:,} ({items.search} for each of {tasks} tasks)"
     yield "confirmation items", f"up to {finalists * tasks * items.confirm:,} ({finalists} candidates at most)"
     yield "workers", f"{workers} ({experiment.executor.kind}), {experiment.engine.kind} on {experiment.engine.device}"
-    yield (
-        "memory per worker",
-        f"{_size(parameters * _BYTES[lineup.dtype])} for the live model, plus activations; "
-        f"{_size(stored * models)} of model files are mapped once per node and shared",
-    )
+    yield from _memory(experiment, pool, lineup.dtype)
+    yield "shared per node", f"{size(stored)} of model files and what is prepared of them are mapped once"
     yield "disk", "the run folder only: candidates are never written; each export takes one model"
+    if transforms := experiment.space.every_transform:
+        most = size(disk_bytes(pool, transforms))
+        told = f"at most, mapped like model files: {', '.join(transforms)} of each expert, built once per pool"
+        yield "disk for transforms", f"{most} {told}, in {folder_of(VARIANTS)}"
+
+
+def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tuple[str, str]]:
+    """What a worker takes of its own, wherever it turns out to run; and whether that can fit here."""
+    engine, executor = experiment.engine, experiment.executor
+    needs = needs_of(pool, dtype, engine.deltas)
+    if engine.device != "cpu":
+        tiers = footprints(needs, on_device=True)
+        wanted = [tier for tier in tiers if engine.residency in ("auto", tier.tier)]
+        yield "memory per GPU worker", "; or ".join(map(str, wanted))
+    if engine.device in ("auto", "cpu"):
+        (tier,) = footprints(needs, on_device=False)
+        yield "memory per CPU worker", f"{size(needs.live)} live model, {size(needs.scratch[0])} scratch; activations"
+        memory = Memory(device=None, host=host_memory(free=False), workers=getattr(executor, "workers", 1))
+        if getattr(executor, "address", None) is None and not tier.fits(memory):
+            yield (
+                "too large",
+                f"this machine has {size(memory.host)} for {memory.workers} workers; "
+                "use fewer workers, a smaller engine.dtype, or a machine with more memory",
+            )

@@ -7,11 +7,11 @@ from pathlib import Path
 import yaml
 
 from evomerge.config import Experiment
+from evomerge.engines.calibration import calibrate
 from evomerge.errors import StoreError, require
 from evomerge.launch import open_pool
-from evomerge.merge import write_merge
+from evomerge.merge import mergekit_text, write_merge
 from evomerge.merging.pool import ModelPool
-from evomerge.recipe.mergekit_yaml import to_mergekit
 from evomerge.reports import model_card, summarize
 from evomerge.runs import RunStore
 
@@ -42,18 +42,20 @@ def _pool_of(store: RunStore, experiment: Experiment) -> ModelPool:
     return pool
 
 
-def export(folder: Path, choice: str, out: Path | None) -> Path:
+def export(folder: Path, choice: str, out: Path | None, *, adapter: bool = False) -> Path:
     """Write one candidate of a run as a Hugging Face folder, with its model card and a mergekit recipe.
 
     Args:
         folder: the run.
         choice: `knee`, `best:OBJECTIVE` or a candidate's number.
-        out: the new folder; `RUN/export/CHOICE` if left out.
+        out: the new folder; `RUN/export/CHOICE` (an adapter: `CHOICE-adapter`) if left out.
+        adapter: write a LoRA adapter on the base instead of a full model.
 
     Returns:
         The new folder.
 
     Raises:
+        MergeError: an adapter is asked for that cannot hold this merge.
         StoreError: no such run or candidate, `out` exists, or the models have changed.
         DiskError: the disk refused a write; nothing is left behind.
     """
@@ -64,14 +66,15 @@ def export(folder: Path, choice: str, out: Path | None) -> Path:
         experiment = Experiment.model_validate(store.experiment)
         pool = _pool_of(store, experiment)
         recipe = summary.entries[number].recipe
-    target = out or folder / "export" / choice.replace(":", "-")
+    target = out or folder / "export" / (choice.replace(":", "-") + ("-adapter" if adapter else ""))
     names = {name: pool.folder(name).name for name in pool.names}  # a card is for others: no path of this machine
     card = model_card(
         summary,
         number,
         base_models=names,
         licences={name: licence for name in recipe.models if (licence := licence_of(pool.folder(name)))},
-        mergekit_yaml=to_mergekit(recipe, names, pool.specs),
+        mergekit_yaml=mergekit_text(recipe, pool, names),
     )
-    write_merge(recipe, pool, target, card)
+    calibrate(pool, experiment.space.statistics, experiment.engine)
+    write_merge(recipe, pool, target, card, adapter=adapter)
     return target

@@ -96,7 +96,12 @@ def rescore(folder: Path, choice: str) -> Rescored:
             f"{folder}: the models have changed since this run (expected {recorded.pool_digest}, got {digest})"
         )
     spec = WorkerSpec(
-        pool=experiment.pool, fitness=experiment.fitness, engine=experiment.engine, seed=experiment.seed, log=None
+        pool=experiment.pool,
+        fitness=experiment.fitness,
+        engine=experiment.engine,
+        seed=experiment.seed,
+        transforms=experiment.space.every_transform,
+        statistics=experiment.space.statistics,
     )
     items = ItemSet.of({record.task: record.items for record in responses})
     worker = MergeWorker(spec)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from evomerge.config import Experiment
 from evomerge.errors import StoreError
 from evomerge.evaluator import Drained, Evaluator, Unsettled
-from evomerge.fitness import ItemSplit, scores, split_items, violation
+from evomerge.fitness import ItemSplit, Told, build_assessment, split_items
 from evomerge.opening import Lineup, anchors, flat, refuse_change, space_of
-from evomerge.outcome import ItemSet, Job, Phase, Responses
+from evomerge.outcome import Job, Phase
 from evomerge.population import PopulationManager, build_algorithm
 from evomerge.recipe import Recipe
 from evomerge.runs import Candidate, Kind, RunStore
@@ -79,7 +80,6 @@ class Search:
     ) -> None:
         self._experiment, self._lineup, self._store, self._executor = experiment, lineup, store, executor
         self._objectives = experiment.fitness.objectives
-        self._constraints = experiment.fitness.constraints
         self._check_workers(info)
         self._split: ItemSplit = split_items(info.sizes, experiment.fitness.items, experiment.seed)
         self._space = space_of(experiment, lineup)
@@ -89,6 +89,15 @@ class Search:
             weights=tuple(objective.weight for objective in self._objectives),
             seed=experiment.seed,
         )
+        self._assessment = build_assessment(
+            experiment.fitness,
+            self._split,
+            digests=info.digests,
+            contest="mean" if experiment.algorithm.kind == "cma" or len(self._objectives) == 1 else "front",
+            seed=experiment.seed,
+        )
+        self._rounds: Counter[int] = Counter()
+        self._spent = 0
         self._manager = PopulationManager(algorithm, objectives=len(self._objectives))
         self._recorded = {(c.kind, c.generation, c.slot): c for c in store.candidates()}
         self._evaluator = Evaluator(store, executor)
@@ -154,26 +163,57 @@ class Search:
 
     def _search(self, stop: Stop) -> Iterator[Progress]:
         references = self._register("anchor", -1, [(None, recipe) for recipe in anchors(self._lineup).values()])
-        compared = self._compared(references)
         generation = 0
-        while len(references) + (generation + 1) * self._manager.population <= self._experiment.budget.evaluations:
+        while self._affordable(generation):
             candidates = self._ask(generation)
-            batch = candidates if generation else [*references, *candidates]
-            items = self._split.draw(generation)
-            jobs = _jobs(batch, "search", items)
-            if generation and self._split.policy == "fresh":
-                jobs += _jobs(compared.values(), "search", items, portion=generation)
-            yield from self._evaluate(jobs, generation, stop)
+            found = yield from self._assess(generation, references, candidates, stop)
             if generation == 0:
-                self._manager.anchors([self._scores(candidate) for candidate in references])
-            answers = {label: self._answers(candidate) for label, candidate in compared.items()}
+                self._manager.anchors([_scores(found, candidate) for candidate in references])
             self._manager.tell(
-                [self._scores(candidate) for candidate in candidates],
-                [self._violation(candidate, answers) for candidate in candidates],
+                [_scores(found, candidate) for candidate in candidates],
+                [found[c.id].violation if c.id in found else 0.0 for c in candidates],
             )
             if self._executor is not None:
+                self._note(found)
                 self._account()
             generation += 1
+
+    def _affordable(self, generation: int) -> bool:
+        """Whether the budget holds another generation, at its most costly."""
+        budget, population = self._experiment.budget, self._manager.population
+        most = population * self._split.size * len(self._split.pool)
+        return self._experiment.anchors + (generation + 1) * population <= budget.evaluations and (
+            budget.items is None or self._spent + most <= budget.items
+        )
+
+    def _assess(
+        self, generation: int, references: Sequence[Candidate], candidates: Sequence[Candidate], stop: Stop
+    ) -> Generator[Progress, None, dict[int, Told]]:
+        """Score a generation, round by round; what is recorded is not asked again."""
+        recipes = {candidate.id: candidate.recipe for candidate in (*references, *candidates)}
+        labels = {candidate.label: candidate.id for candidate in references}
+        dialogue = self._assessment.generation(generation, labels, {c.id: c.genome or () for c in candidates})
+        questions, settled = next(dialogue, None), 0
+        while questions is not None:
+            jobs = [
+                Job(candidate=i, phase="search", recipe=recipes[i], items=items, round=self._rounds[i])
+                for i, items in questions.items()
+            ]
+            for done in self._evaluator.settle(jobs, stop):
+                settled = max(settled, done)
+                yield self._progress("search", generation, settled, len(jobs))
+            self._rounds.update(questions.keys())
+            self._spent += sum(map(len, questions.values()))
+            try:
+                questions = dialogue.send({i: self._evaluator.responses(i, "search") for i in questions})
+            except StopIteration as end:
+                return dict(end.value)
+        return {}
+
+    def _note(self, found: Mapping[int, Told]) -> None:
+        """Keep what was estimated, where it is more than the mean of the recorded answers."""
+        if self._experiment.fitness.estimator.kind != "mean":
+            self._store.set_estimates({number: asdict(told) for number, told in found.items()})
 
     def _ask(self, generation: int) -> list[Candidate]:
         genomes = self._manager.ask()
@@ -222,27 +262,6 @@ class Search:
                 f"pymoo may have changed since {self._store.meta('versions')}; install those, or start a new run."
             )
 
-    def _compared(self, references: Sequence[Candidate]) -> dict[str, Candidate]:
-        """The anchors that constraints are relative to: they answer every draw of items."""
-        labels = {constraint.relative_to for constraint in self._constraints}
-        return {candidate.label: candidate for candidate in references if candidate.label in labels}
-
-    def _answers(self, candidate: Candidate) -> tuple[Responses, ...] | None:
-        return self._evaluator.responses(candidate.id, "search")
-
-    def _scores(self, candidate: Candidate) -> tuple[float, ...] | None:
-        answers = self._answers(candidate)
-        return None if answers is None else tuple(e.mean for e in scores(answers, self._objectives))
-
-    def _violation(self, candidate: Candidate, references: Mapping[str, tuple[Responses, ...] | None]) -> float:
-        answers = self._answers(candidate)
-        known = {label: found for label, found in references.items() if found is not None}
-        return 0.0 if answers is None else violation(answers, known, self._constraints)
-
-    def _evaluate(self, jobs: Sequence[Job], generation: int, stop: Stop) -> Iterator[Progress]:
-        for settled in self._evaluator.settle(jobs, stop):
-            yield self._progress(jobs[0].phase, generation, settled, len(jobs))
-
     def _progress(self, phase: Phase, generation: int, settled: int, batch: int) -> Progress:
         if phase == "confirm":
             return Progress(phase=phase, generation=-1, done=settled, planned=batch, failures=self._evaluator.failures)
@@ -260,7 +279,12 @@ class Search:
         """Re-score the answer and the anchors on items that the search never saw."""
         references = [candidate for candidate in self._recorded.values() if candidate.kind == "anchor"]
         finalists = self._finalists()
-        yield from self._evaluate(_jobs([*references, *finalists], "confirm", self._split.confirm), -1, stop)
+        jobs = [
+            Job(candidate=c.id, phase="confirm", recipe=c.recipe, items=self._split.confirm)
+            for c in (*references, *finalists)
+        ]
+        for settled in self._evaluator.settle(jobs, stop):
+            yield self._progress("confirm", -1, settled, len(jobs))
 
     def _finalists(self) -> list[Candidate]:
         """The algorithm's answer as candidates, best first, each recipe once, no more than the shortlist holds."""
@@ -281,5 +305,5 @@ class Search:
         return [*self._register("answer", generation, fresh), *chosen]
 
 
-def _jobs(candidates: Iterable[Candidate], phase: Phase, items: ItemSet, portion: int = 0) -> list[Job]:
-    return [Job(candidate=c.id, phase=phase, recipe=c.recipe, items=items, round=portion) for c in candidates]
+def _scores(found: Mapping[int, Told], candidate: Candidate) -> tuple[float, ...] | None:
+    return found[candidate.id].scores if candidate.id in found else None

@@ -5,9 +5,12 @@ from evomerge.config.fitness import (
     ConfirmConfig,
     ConstraintConfig,
     FitnessConfig,
+    IrtConfig,
     ItemsConfig,
+    MeanConfig,
     Measured,
     ObjectiveConfig,
+    RaceConfig,
 )
 from evomerge.config.loader import (
     dump,
@@ -22,6 +25,7 @@ from evomerge.config.loader import (
 from evomerge.config.models import (
     Algorithm,
     Budget,
+    CalibrationConfig,
     CmaConfig,
     EngineConfig,
     ExecutorConfig,
@@ -32,11 +36,13 @@ from evomerge.config.models import (
     RayConfig,
     SerialConfig,
 )
+from evomerge.config.scorers import FunctionConfig, KlConfig, LossConfig, ScorerConfig, TextConfig
 from evomerge.config.space import GeneRange, OperatorConfig, ParameterSpaceConfig
 
 __all__ = [
     "Algorithm",
     "Budget",
+    "CalibrationConfig",
     "CmaConfig",
     "Coefficient",
     "ConfirmConfig",
@@ -45,17 +51,25 @@ __all__ = [
     "ExecutorConfig",
     "Experiment",
     "FitnessConfig",
+    "FunctionConfig",
     "GeneRange",
+    "IrtConfig",
     "ItemsConfig",
+    "KlConfig",
+    "LossConfig",
+    "MeanConfig",
     "Measured",
     "Nsga2Config",
     "ObjectiveConfig",
     "OperatorConfig",
     "ParameterSpaceConfig",
     "PoolConfig",
+    "RaceConfig",
     "RandomConfig",
     "RayConfig",
+    "ScorerConfig",
     "SerialConfig",
+    "TextConfig",
     "dump",
     "find",
     "load_experiment",

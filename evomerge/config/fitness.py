@@ -11,24 +11,30 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Finite, Name, Strict
+from evomerge.config.faults import near
+from evomerge.config.scorers import ScorerConfig, TextConfig
 
 __all__ = [
     "ConfirmConfig",
     "ConstraintConfig",
+    "EstimatorConfig",
     "FitnessConfig",
+    "IrtConfig",
     "ItemsConfig",
+    "MeanConfig",
     "Measured",
     "MetricConfig",
     "ObjectiveConfig",
+    "RaceConfig",
 ]
 
 
 class MetricConfig(Strict):
-    """A metric of an lm-eval task, averaged over items."""
+    """A metric of a task, averaged over its items."""
 
     name: Name
     task: str
-    """lm-eval task name, from the files under `tasks`."""
+    """An lm-eval task, from the files under `tasks`; or a scorer."""
     metric: str = "acc"
     """Per-item metric of that task."""
     filter: str | None = None
@@ -93,6 +99,46 @@ class ItemsConfig(Strict):
     """`fresh`: a new draw each generation, shared inside it; `fixed`: one draw for the whole run."""
 
 
+class MeanConfig(Strict):
+    """A score is the mean of the answers."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class IrtConfig(Strict):
+    """A score is what a model of items and abilities makes of the answers (item response theory).
+
+    Items are chosen for each candidate by what they tell about its score. Anchors answer everything that the estimates
+    speak of; the model is fitted to them and to all candidates, and fitted again as the search goes on.
+    """
+
+    kind: Literal["irt"]
+    banks: dict[str, Path] = {}
+    """Item banks by task, as `evomerge bank fit` writes them; a task without one is calibrated on the fly."""
+    universe: Annotated[int, Field(ge=8)] = 400
+    """Most items per task that the estimates speak of; anchors and promoted candidates answer all of them."""
+    audit: Annotated[Finite, Field(gt=0, le=0.5)] = 0.2
+    """Share of a candidate's items that is drawn at random, to check the model."""
+    promote: Annotated[int, Field(ge=0)] = 2
+    """Candidates of each generation that answer everything: those most likely on the front."""
+
+
+EstimatorConfig = Annotated[MeanConfig | IrtConfig, Field(discriminator="kind")]
+
+
+class RaceConfig(Strict):
+    """Items are asked in portions; only candidates whose fate is open get the next one."""
+
+    kind: Literal["open", "halving"] = "open"
+    """`open`: those that may or may not survive, or belong on the front. `halving`: the better half each time."""
+    rounds: Annotated[int, Field(ge=2)] = 3
+    """Portions that `items.search` is asked in."""
+    sure: Annotated[Finite, Field(gt=0.5, lt=1.0)] = 0.95
+    """A candidate is decided from this probability on, for or against."""
+    target_sd: Annotated[Finite, Field(ge=0)] = 0.02
+    """Scores known this well are not asked further."""
+
+
 class ConfirmConfig(Strict):
     """What is re-scored at the end, and how sure the verdict must be."""
 
@@ -105,12 +151,18 @@ class ConfirmConfig(Strict):
 class FitnessConfig(Strict):
     """What makes a merged model good."""
 
-    tasks: Annotated[tuple[Path, ...], Field(min_length=1)]
+    tasks: tuple[Path, ...] = ()
     """Files or folders with lm-eval task YAMLs."""
+    scorers: dict[Name, ScorerConfig] = {}
+    """Tasks that lm-eval does not know, by name: your own functions, loss and divergence on a text."""
     objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
     constraints: tuple[ConstraintConfig, ...] = ()
     """Limits that every candidate must keep."""
     items: ItemsConfig
+    estimator: EstimatorConfig = MeanConfig()
+    """How answers become scores."""
+    race: RaceConfig | None = None
+    """Left out: every candidate answers `items.search` items."""
     confirm: ConfirmConfig = ConfirmConfig()
     chat_template: bool = False
     """Wrap prompts in the models' chat template."""
@@ -121,6 +173,35 @@ class FitnessConfig(Strict):
         if any(objective.name == "mean" for objective in objectives):
             raise ValueError("'mean' names the mean of all objectives; give this objective another name")
         return objectives
+
+    @model_validator(mode="after")
+    def _one_design(self) -> Self:
+        if isinstance(self.estimator, IrtConfig) and self.items.draw == "fixed":
+            raise ValueError(
+                "items.draw: fixed contradicts estimator.kind: irt, which chooses items for each candidate"
+            )
+        if self.race is not None and self.items.search < 2 * self.race.rounds:
+            raise ValueError(
+                f"race.rounds: expected at least 2 items in each of {self.race.rounds} portions; "
+                f"got items.search: {self.items.search}; raise it, or lower race.rounds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scorers_are_read_right(self) -> Self:
+        for measured in self.metrics:
+            scorer = self.scorers.get(measured.task)
+            if scorer is None:
+                continue
+            where = f"{measured.name}: the scorer {measured.task!r}"
+            if measured.metric not in scorer.metrics:
+                hint = near(measured.metric, scorer.metrics)
+                raise ValueError(f"{where} measures {list(scorer.metrics)}; got metric: {measured.metric!r}{hint}")
+            if isinstance(scorer, TextConfig) and measured.goal == "max":
+                raise ValueError(f"{where}: {measured.metric} is better the lower it is; set goal: min, or at_most")
+            if measured.filter is not None or measured.few_shot:
+                raise ValueError(f"{where} is no lm-eval task; leave out filter and few_shot")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -19,6 +19,7 @@ from evomerge.config.coefficients import read_coefficients
 from evomerge.config.faults import faults_of, near
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.models import Experiment
+from evomerge.config.scorers import missing_files
 from evomerge.config.space import ParameterSpaceConfig
 from evomerge.errors import ConfigError, Fault
 from evomerge.yaml_lines import Document, KeyPath, Place, parse
@@ -117,9 +118,19 @@ def _absolute(folder: Path, text: str) -> str:
     return str((folder / Path(text).expanduser()).resolve())
 
 
-def _resolve_tasks(data: Any, folder: Path) -> None:
-    if isinstance(data, dict) and isinstance(data.get("tasks"), list):
+def _resolve_fitness(data: Any, folder: Path) -> None:
+    if not isinstance(data, dict):
+        return
+    if isinstance(data.get("tasks"), list):
         data["tasks"] = [_absolute(folder, task) if isinstance(task, str) else task for task in data["tasks"]]
+    scorers = data.get("scorers")
+    for scorer in scorers.values() if isinstance(scorers, dict) else ():
+        if isinstance(scorer, dict):
+            if "function" in scorer:
+                scorer.setdefault("folder", str(folder))
+            for key in ("items", "text", "folder"):
+                if isinstance(scorer.get(key), str):
+                    scorer[key] = _absolute(folder, scorer[key])
 
 
 def _resolve_start(data: Any, folder: Path) -> None:
@@ -143,15 +154,17 @@ def _resolve_pool(data: Any, folder: Path) -> None:
 
 
 def _missing_paths(experiment: Experiment, document: Document) -> list[Fault]:
-    """Model folders and task files that do not exist."""
+    """Model folders, task files and modules that do not exist."""
     folders: list[tuple[KeyPath, Path]] = [(("pool", "base"), experiment.pool.base)]
     folders += [(("pool", "experts", name), path) for name, path in experiment.pool.experts.items()]
     texts = {path: ("pool", "calibration", "text") for path in experiment.pool.texts.values()}
     tasks: list[tuple[KeyPath, Path]] = [(("fitness", "tasks", i), p) for i, p in enumerate(experiment.fitness.tasks)]
+    scorers = ((("fitness", "scorers", *key), message) for key, message in missing_files(experiment.fitness.scorers))
     return [
         *(document.fault(key, f"expected a model folder; nothing at {p}") for key, p in folders if not p.is_dir()),
         *(document.fault(key, f"expected a text file; nothing at {p}") for p, key in texts.items() if not p.is_file()),
         *(document.fault(key, f"expected a task file or folder; nothing at {p}") for key, p in tasks if not p.exists()),
+        *(document.fault(key, message) for key, message in scorers),
     ]
 
 
@@ -175,7 +188,7 @@ def _graft(document: Document, key: str, folder: Path) -> Fault | None:
         fault = error.faults[0]
         place = f" (line {fault.line})" if fault.line else ""
         return document.fault((key,), f"{error.source}{place}: {fault.message}")
-    _resolve_tasks(nested.data, path.parent)
+    _resolve_fitness(nested.data, path.parent)
     _resolve_start(nested.data, path.parent)
     document.graft((key,), nested)
     return None
@@ -232,7 +245,7 @@ def _experiment(document: Document, folder: Path, assignments: Sequence[str]) ->
     faults += _assign(document, [text for text in assignments if text not in whole])
     faults += [fault for fault in missing.values() if fault is not None]
     _resolve_pool(document.data.get("pool"), folder)
-    _resolve_tasks(document.data.get("fitness"), folder)
+    _resolve_fitness(document.data.get("fitness"), folder)
     _resolve_start(document.data.get("space"), folder)
     faults += _graft_start(document, ("space",))
     try:
@@ -269,7 +282,7 @@ def load_fitness(name: str) -> FitnessConfig:
     """
     path = find(name, "fitness")
     document = _read(path)
-    _resolve_tasks(document.data, path.parent)
+    _resolve_fitness(document.data, path.parent)
     return _validate(FitnessConfig, document)
 
 

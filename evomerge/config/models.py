@@ -12,25 +12,33 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from evomerge.config.base import Finite, Name, Strict
+from evomerge.config.fitness import FitnessConfig
+from evomerge.config.scorers import KlConfig
 from evomerge.config.space import ParameterSpaceConfig
 
 __all__ = [
     "Algorithm",
     "Budget",
+    "CalibrationConfig",
     "CmaConfig",
-    "ConfirmConfig",
     "EngineConfig",
     "ExecutorConfig",
     "Experiment",
-    "FitnessConfig",
-    "ItemsConfig",
     "Nsga2Config",
-    "ObjectiveConfig",
     "PoolConfig",
     "RandomConfig",
     "RayConfig",
     "SerialConfig",
 ]
+
+
+class CalibrationConfig(Strict):
+    """Texts that the models are run over once, for merges that ask what their activations or gradients are."""
+
+    text: Path | dict[str, Path]
+    """A `.txt` file, or a `.jsonl` file with a key `text`: one for all models, or one for each by name."""
+    tokens: Annotated[int, Field(ge=1)] = 65536
+    """How many tokens of a text are used."""
 
 
 class PoolConfig(Strict):
@@ -43,6 +51,8 @@ class PoolConfig(Strict):
     tokenizer: str | None = None
     """Whose tokenizer, special tokens and chat template the merged model takes: `base`, or the name of an expert. Rows
     of embeddings and output heads then follow the text of their tokens. Left out: models that differ are refused."""
+    calibration: CalibrationConfig | None = None
+    """What `omega` and some transforms need."""
 
     @field_validator("experts")
     @classmethod
@@ -61,70 +71,17 @@ class PoolConfig(Strict):
             raise ValueError(f"tokenizer: expected one of {['base', *self.experts]}; got {self.tokenizer!r}")
         return self
 
+    @model_validator(mode="after")
+    def _texts_of_models(self) -> Self:
+        if strangers := sorted(self.texts.keys() - {"base", *self.experts}):
+            raise ValueError(f"calibration.text: expected texts for {['base', *self.experts]}; got {strangers}")
+        return self
 
-class ObjectiveConfig(Strict):
-    """One number to optimize: a metric of an lm-eval task, averaged over items."""
-
-    name: Name
-    task: str
-    """lm-eval task name, from the files under `tasks`."""
-    metric: str = "acc"
-    """Per-item metric of that task."""
-    filter: str | None = None
-    """lm-eval filter; needed only when the task has several."""
-    goal: Literal["max", "min"] = "max"
-    """`max`: higher values of the metric are better."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Share in the weighted mean that single-objective algorithms optimize."""
-    few_shot: Annotated[int, Field(ge=0)] = 0
-    """Worked examples in the prompt."""
-
-
-class ItemsConfig(Strict):
-    """How many items score a candidate, and how many are kept back."""
-
-    search: Annotated[int, Field(ge=2)]
-    """Items per task and candidate during the search."""
-    confirm: Annotated[int, Field(ge=2)]
-    """Items per task that only the final confirmation uses; never seen by the search."""
-    draw: Literal["fresh", "fixed"] = "fresh"
-    """`fresh`: a new draw each generation, shared inside it; `fixed`: one draw for the whole run."""
-
-
-class ConfirmConfig(Strict):
-    """What is re-scored at the end, and how sure the verdict must be."""
-
-    shortlist: Annotated[int, Field(ge=1)] = 12
-    """Most candidates of the final front that are confirmed, beside the anchors."""
-    level: Annotated[Finite, Field(gt=0.5, lt=1.0)] = 0.95
-    """Confidence level of the intervals."""
-
-
-class FitnessConfig(Strict):
-    """What makes a merged model good."""
-
-    tasks: Annotated[tuple[Path, ...], Field(min_length=1)]
-    """Files or folders with lm-eval task YAMLs."""
-    objectives: Annotated[tuple[ObjectiveConfig, ...], Field(min_length=1)]
-    items: ItemsConfig
-    confirm: ConfirmConfig = ConfirmConfig()
-    chat_template: bool = False
-    """Wrap prompts in the models' chat template."""
-
-    @field_validator("objectives")
-    @classmethod
-    def _not_mean(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
-        if any(objective.name == "mean" for objective in objectives):
-            raise ValueError("'mean' names the mean of all objectives; give this objective another name")
-        return objectives
-
-    @field_validator("objectives")
-    @classmethod
-    def _distinct(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
-        names = [objective.name for objective in objectives]
-        if len(set(names)) != len(names):
-            raise ValueError(f"objective names must be distinct; got {names}")
-        return objectives
+    @property
+    def texts(self) -> dict[str, Path]:
+        """Calibration text by model."""
+        text = {} if self.calibration is None else self.calibration.text
+        return text if isinstance(text, dict) else dict.fromkeys(("base", *self.experts), text)
 
 
 Population = Annotated[int, Field(ge=4)]
@@ -163,6 +120,8 @@ class Budget(Strict):
     evaluations: Annotated[int, Field(ge=1)]
     """Candidates, anchors included, each counted once; repeated attempts cost time, not budget. Only whole generations
     are run, and the final confirmation comes on top."""
+    items: Annotated[int, Field(ge=1)] | None = None
+    """Answers to search items, over all candidates and tasks; a generation that may exceed it is not begun."""
 
 
 class EngineConfig(Strict):
@@ -177,6 +136,11 @@ class EngineConfig(Strict):
     """Requests per forward pass; fixed, because padding can flip near-ties."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads per worker."""
+    residency: Literal["auto", "device", "pinned", "mapped"] = "auto"
+    """Where base and experts are kept: in the GPU's memory, in page-locked host memory, or in their mapped files; `auto`
+    takes the first that fits. On a CPU they are mapped."""
+    deltas: Literal["exact", "int8"] = "exact"
+    """`int8`: the search merges 8-bit task vectors, which take less memory; what is confirmed or exported is exact."""
 
 
 class SerialConfig(Strict):
@@ -226,6 +190,43 @@ class Experiment(Strict):
     def anchors(self) -> int:
         """How many fixed references every run scores: base, each expert, uniform average."""
         return len(self.pool.experts) + 2
+
+    @model_validator(mode="after")
+    def _constraints_name_anchors(self) -> Self:
+        known = ("base", *self.pool.experts, "uniform")
+        for constraint in self.fitness.constraints:
+            if constraint.relative_to not in (None, *known):
+                raise ValueError(
+                    f"fitness.constraints: {constraint.name}: relative_to: expected one of {', '.join(known)}; "
+                    f"got {constraint.relative_to!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _references_are_models(self) -> Self:
+        known = ("base", *self.pool.experts)
+        for name, scorer in self.fitness.scorers.items():
+            if isinstance(scorer, KlConfig) and scorer.reference not in known:
+                raise ValueError(
+                    f"fitness.scorers: {name}: reference: expected one of {', '.join(known)}; got {scorer.reference!r}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> Self:
+        wanted = {
+            "importance": ("fixing or searching omega", ["base"]),
+            "grams": ("the transform regmean", [*self.pool.experts]),
+            "fisher": ("the transform fisher", [*self.pool.experts]),
+        }
+        for statistic in sorted(wanted.keys() & self.space.statistics):
+            what, models = wanted[statistic]
+            if missing := [model for model in models if model not in self.pool.texts]:
+                raise ValueError(
+                    f"{what} needs a text that {', '.join(missing)} can be run over; "
+                    "give one as pool.calibration, for example {text: some.txt}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _budget_holds_one_generation(self) -> Self:

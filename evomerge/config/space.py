@@ -2,40 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.coefficients import Coefficient
-from evomerge.recipe import OPERATORS, OptionValue, Preset
+from evomerge.config.faults import near
+from evomerge.recipe import OPERATORS, OptionValue, Preset, Space
+from evomerge.recipe.transform_table import NONE, TRANSFORMS, Need, transform_of
 
 __all__ = ["GeneRange", "OperatorConfig", "ParameterSpaceConfig"]
 
 
+def _choices(name: str, values: Any, kinds: type | tuple[type, ...]) -> tuple[Any, ...]:
+    """A list of choices, each once."""
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(value, kinds) for value in values):
+        raise ValueError(f"{name}: expected a list of one choice or more; got {values!r}")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name}: expected each choice once; got {[*values]}")
+    return tuple(values)
+
+
+def _transforms(name: str, values: Any) -> tuple[str, ...]:
+    """A list of transforms in their one spelling."""
+    return _choices(name, [_spelled(value) for value in _choices(name, values, str)], str)
+
+
+def _spelled(transform: str) -> str:
+    name = transform.partition(":")[0]
+    if name not in TRANSFORMS:
+        raise ValueError(f"expected one of {', '.join(TRANSFORMS)}; got {transform!r}{near(name, TRANSFORMS)}")
+    return transform_of(transform)[1]
+
+
 class OperatorConfig(Strict):
-    """Which merge operator, and its fixed options."""
+    """Which merge operator, and its options."""
 
     name: str
     """A merge operator, for example task_arithmetic; an unknown name is answered with all that there are."""
     preset: Preset = "paper"
     """`paper` follows the publication, `mergekit` reproduces that tool."""
-    options: dict[str, OptionValue] = {}
-    """Single options that differ from the preset."""
+    options: dict[str, OptionValue | tuple[OptionValue, ...]] = {}
+    """Single options that differ from the preset: a value, or a list of values to search among."""
+    space: Space = "weights"
+    """`core` merges LoRA adapters in the coordinates that their changes share, instead of weight by weight."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _values_or_lists(cls, options: Any) -> Any:
+        """One fault for a bad value, where a union of types would have one for each."""
+        if not isinstance(options, dict):
+            return options
+        kinds = (str, bool)
+        return {
+            name: value if isinstance(value, kinds) else _choices(name, value, kinds) for name, value in options.items()
+        }
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.name not in OPERATORS:
             raise ValueError(f"expected an operator, one of {', '.join(OPERATORS)}; got {self.name!r}")
+        if self.space == "core" and not OPERATORS[self.name].core:
+            fitting = ", ".join(name for name, operator in OPERATORS.items() if operator.core)
+            raise ValueError(f"space core takes an operator on task vectors alone, one of {fitting}; got {self.name}")
         legal = OPERATORS[self.name].options
-        for option, value in self.options.items():
+        for option in self.options:
             if option not in legal:
                 raise ValueError(f"{self.name} has the options {sorted(legal) or 'none'}; got {option!r}")
-            if value not in legal[option]:
-                raise ValueError(
-                    f"option {option!r} of {self.name} must be one of {list(legal[option])}; got {value!r}"
-                )
+            for value in self.choices(option):
+                if value not in legal[option]:
+                    raise ValueError(
+                        f"option {option!r} of {self.name} must be one of {list(legal[option])}; got {value!r}"
+                    )
         return self
+
+    def choices(self, option: str) -> tuple[OptionValue, ...]:
+        """What one option may be: the user's choices, or the preset's one value."""
+        value = self.options.get(option, OPERATORS[self.name].presets[self.preset][option])
+        return value if isinstance(value, tuple) else (value,)
 
 
 class GeneRange(Strict):
@@ -75,9 +120,20 @@ class ParameterSpaceConfig(Strict):
     """Parameters with one fixed value, by name; what is named nowhere keeps the operator's default."""
     per_expert: dict[str, dict[Name, Finite]] = {}
     """Parameters with one fixed value for each expert, by name and expert."""
+    transforms: tuple[str, ...] | dict[Name, tuple[str, ...]] = (NONE,)
+    """What may be done to the experts' task vectors before they are merged, for all experts or by expert, for example
+    `[none, star:40]`. Of several, the search chooses one for each expert."""
     start_from: tuple[Coefficient, ...] = ()
     """Where the search starts, instead of each gene's `start`: coefficients found elsewhere, as a CSV, JSON or YAML
     file, or the list itself. Every layer and expert must be there; embeddings and head may be left out."""
+
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _lists_of_transforms(cls, transforms: Any) -> Any:
+        """As for options."""
+        if isinstance(transforms, dict):
+            return {name: _transforms(str(name), values) for name, values in transforms.items()}
+        return _transforms("all experts", transforms)
 
     @field_validator("groups")
     @classmethod
@@ -92,13 +148,13 @@ class ParameterSpaceConfig(Strict):
         operator = OPERATORS[self.operator.name]
         named = [*self.genes, *self.fixed, *self.per_expert]
         for name in named:
-            if name not in operator.parameters:
-                raise ValueError(f"{operator.name} has the parameters {sorted(operator.parameters)}; got {name!r}")
+            if name not in operator.adjustable:
+                raise ValueError(f"{operator.name} has the parameters {sorted(operator.adjustable)}; got {name!r}")
         if twice := sorted(name for name in set(named) if named.count(name) > 1):
             raise ValueError(f"a parameter is either searched (genes) or fixed (fixed, per_expert); got {twice} twice")
         for name, gene in self.genes.items():
             low, high = self.bounds(name)
-            legal = operator.parameters[name]
+            legal = operator.adjustable[name]
             if not legal.minimum <= low < high <= legal.maximum:
                 raise ValueError(
                     f"{name}: expected {legal.minimum} <= low < high <= {legal.maximum}; got low {low}, high {high}"
@@ -106,13 +162,27 @@ class ParameterSpaceConfig(Strict):
             if gene.start is not None and not low <= gene.start <= high:
                 raise ValueError(f"{name}: start must lie in [{low}, {high}]; got {gene.start}")
         for name in self.per_expert:
-            if operator.parameters[name].scope == "shared":
+            if operator.adjustable[name].scope == "shared":
                 raise ValueError(f"{name} is shared by all experts; write its one value under fixed")
         pairs = [*self.fixed.items(), *((name, value) for name, by in self.per_expert.items() for value in by.values())]
         for name, value in pairs:
-            legal = operator.parameters[name]
+            legal = operator.adjustable[name]
             if not legal.minimum <= value <= legal.maximum:
                 raise ValueError(f"{name}: expected a value in [{legal.minimum}, {legal.maximum}]; got {value}")
+        return self
+
+    @model_validator(mode="after")
+    def _transforms_task_vectors(self) -> Self:
+        if self.every_transform and not OPERATORS[self.operator.name].needs_base:
+            raise ValueError(
+                f"transforms: {self.operator.name} merges weights; transforms work on task vectors, which only an "
+                f"operator with a base adds up; got {', '.join(self.every_transform)}; choose another operator"
+            )
+        if self.every_transform and self.operator.space == "core":
+            raise ValueError(
+                f"transforms: core space takes adapters as they are; got {', '.join(self.every_transform)}; "
+                "leave them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -122,9 +192,26 @@ class ParameterSpaceConfig(Strict):
                 raise ValueError(f"start_from: expected values of searched parameters {[*self.genes]}; got {name!r}")
         return self
 
+    def transforms_of(self, expert: str) -> tuple[str, ...]:
+        """What may be done to one expert."""
+        return self.transforms.get(expert, (NONE,)) if isinstance(self.transforms, dict) else self.transforms
+
+    @property
+    def every_transform(self) -> tuple[str, ...]:
+        """Each transform that a recipe of this space may hold, `none` aside."""
+        lists = self.transforms.values() if isinstance(self.transforms, dict) else (self.transforms,)
+        return tuple(dict.fromkeys(name for names in lists for name in names if name != NONE))
+
+    @property
+    def statistics(self) -> frozenset[Need]:
+        """What must be known of the models, beside their weights, to merge the recipes of this space."""
+        damps = "omega" in self.genes or self.fixed.get("omega", 1.0) != 1.0
+        needs = {TRANSFORMS[name.partition(":")[0]].needs for name in self.every_transform}
+        return frozenset(needs - {"nothing"} | ({"importance"} if damps else set()))
+
     def bounds(self, name: str) -> tuple[float, float]:
         """Search range of one searched parameter: the user's, or the operator's own."""
-        parameter, gene = OPERATORS[self.operator.name].parameters[name], self.genes[name]
+        parameter, gene = OPERATORS[self.operator.name].adjustable[name], self.genes[name]
         low = parameter.low if gene.low is None else gene.low
         high = parameter.high if gene.high is None else gene.high
         return low, high

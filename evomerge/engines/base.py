@@ -30,8 +30,12 @@ class LoadStats:
 class Engine(Protocol):
     """A live model whose weights a recipe can overwrite."""
 
-    def load(self, recipe: Recipe) -> LoadStats:
+    def load(self, recipe: Recipe, *, exact: bool = True) -> LoadStats:
         """Make the live model the recipe's merge, whatever it was before.
+
+        Args:
+            recipe: what to merge.
+            exact: from the models' own weights, even where the engine keeps approximations of them.
 
         Raises:
             MergeError: the recipe could not be turned into weights. The next load rewrites everything.

@@ -21,7 +21,10 @@ from evomerge.rng import derive_seed
 if TYPE_CHECKING:
     from evomerge.config import FitnessConfig, Measured
 
-__all__ = ["BenchTask", "load_tasks"]
+__all__ = ["TOKENS", "BenchTask", "load_tasks"]
+
+TOKENS = "tokens"
+"""The metric that counts what a model writes; of every task that lets it write."""
 
 _FILE_BUILDERS = frozenset({"json", "csv", "parquet", "text", "arrow"})
 """Values of `dataset_path` that read plain files rather than a data set of the hub."""
@@ -187,6 +190,7 @@ def _filter_of(task: Any, objective: Measured) -> str:
 
     where = f"objective {objective.name!r}: task {objective.task!r}"
     means = sorted(metric for metric, aggregate in task.aggregation().items() if aggregate is mean)
+    means += [TOKENS] if task.OUTPUT_TYPE == "generate_until" else []
     if objective.metric not in means:
         if objective.metric in task.aggregation():
             fault = f": metric {objective.metric!r} is not a mean over items, and only means can be optimized"

@@ -6,19 +6,19 @@ then costs its forward passes and little else. Knows nothing of recipes, directi
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.config.faults import near
-from evomerge.engines.lm_tasks import BenchTask, load_tasks
-from evomerge.engines.loglikelihood import Batch, Pair, log_likelihoods, make_batches
+from evomerge.engines.generation import Prompts, generate, make_prompts
+from evomerge.engines.items import Item, build_items, digest_of
+from evomerge.engines.lm_tasks import TOKENS, BenchTask, load_tasks
+from evomerge.engines.loglikelihood import Batch, keeps_branches_apart, log_likelihoods, make_batches
 from evomerge.errors import TaskError
 from evomerge.outcome import Responses
 from evomerge.rng import derive_seed
@@ -30,21 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalRunner", "check_items", "language_model", "number"]
 
-_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Item:
-    """One item, ready to be scored.
-
-    Attributes:
-        requests: lm-eval `Instance`s, in the order of their `idx`.
-        pairs: tokens of each request, if they are log-likelihood requests.
-    """
-
-    doc: Any
-    requests: tuple[Any, ...]
-    pairs: tuple[Pair, ...]
+_WRITING = "generate_until"
+"""lm-eval's name for requests that a model answers with a text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -54,29 +42,25 @@ class _Prepared:
     Attributes:
         chosen: task name -> its items, in the order of their ids.
         scored: log-likelihood requests, in the order of their pairs in `batches`.
+        prompts: batches of the requests for text, `written`.
         others: all other requests, by lm-eval request type.
     """
 
     items: ItemSet
-    chosen: Mapping[str, Sequence[_Item]]
+    chosen: Mapping[str, Sequence[Item]]
     scored: Sequence[Any]
     batches: tuple[Batch, ...]
+    written: Sequence[Any]
+    prompts: tuple[Prompts, ...]
     others: Mapping[str, Sequence[Any]]
-
-
-def _digest(items: Sequence[_Item]) -> str:
-    """32 hexadecimal digits that change with any document, prompt or answer."""
-    content = [[item.doc, [request.args for request in item.requests]] for item in items]
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @final
 class EvalRunner:
     """Scores the engine's live model through requests that were built once.
 
-    Log-likelihood requests (lm-eval's `loglikelihood` and `multiple_choice` tasks) run in prebuilt batches; all other
-    kinds go through lm-eval's own `HFLM`.
+    Log-likelihood requests (lm-eval's `loglikelihood` and `multiple_choice` tasks) and requests for text
+    (`generate_until`) run in prebuilt batches; all other kinds go through lm-eval's own `HFLM`.
 
     Args:
         engine: holds the live model.
@@ -93,9 +77,11 @@ class EvalRunner:
         self._tasks = {task.name: task for task in load_tasks(fitness, seed)}
         self._lm = language_model(engine, chat_template=fitness.chat_template)
         self._items = {
-            name: _build_items(task, self._lm, chat_template=fitness.chat_template)
-            for name, task in self._tasks.items()
+            name: build_items(task, self._lm, chat_template=fitness.chat_template) for name, task in self._tasks.items()
         }
+        for items in self._items.values():
+            make_prompts(self._lm, [request.args for request in _requests_for_text(items[:1])])  # refuses bad settings
+        self._share_prompts = keeps_branches_apart(engine.model)
         self._prepared: _Prepared | None = None
 
     def sizes(self) -> dict[str, int]:
@@ -104,7 +90,7 @@ class EvalRunner:
 
     def digests(self) -> dict[str, str]:
         """Content digest of every task: its documents and the prompts made of them, few-shot examples included."""
-        return {name: _digest(items) for name, items in self._items.items()}
+        return {name: digest_of(items) for name, items in self._items.items()}
 
     def score(self, items: ItemSet) -> tuple[tuple[Responses, ...], dict[str, float]]:
         """Score the live model.
@@ -123,10 +109,10 @@ class EvalRunner:
         started, watch = time.perf_counter(), self._engine.watch
         watch.restart()
         prepared = self._prepare(items)
-        self._answer(prepared)
+        tokens = self._answer(prepared)
         watch.check_finite()
         responses = tuple(
-            r for name, ids in items.tasks for r in _responses(self._tasks[name], ids, prepared.chosen[name])
+            r for name, ids in items.tasks for r in _responses(self._tasks[name], ids, prepared.chosen[name], tokens)
         )
         return responses, {"forward": watch.seconds, "evaluate": time.perf_counter() - started - watch.seconds}
 
@@ -136,9 +122,11 @@ class EvalRunner:
             check_items(items, self.sizes())
             chosen = {name: [self._items[name][i] for i in ids] for name, ids in items.tasks}
             every = [item for selected in chosen.values() for item in selected]
+            written = _requests_for_text(every)
             others: dict[str, list[Any]] = defaultdict(list)
-            for request in (request for item in every if not item.pairs for request in item.requests):
-                others[request.request_type] += [request] * request.repeats
+            for request in (request for item in every for request in item.requests):
+                if request.request_type not in ("loglikelihood", _WRITING):
+                    others[request.request_type] += [request] * request.repeats
             self._prepared = _Prepared(
                 items=items,
                 chosen=chosen,
@@ -148,26 +136,56 @@ class EvalRunner:
                     batch_size=self._engine.config.batch_size,
                     max_length=self._lm.max_length,
                     device=self._engine.device,
+                    share_prompts=self._share_prompts,
                 ),
+                written=written,
+                prompts=make_prompts(self._lm, [request.args for request in written]),
                 others=others,
             )
         return self._prepared
 
-    def _answer(self, prepared: _Prepared) -> None:
-        """Put the model's answers into the requests."""
-        import torch
+    def _answer(self, prepared: _Prepared) -> dict[int, int]:
+        """Put the model's answers into the requests.
 
+        Returns:
+            How many tokens were written for a request, by its identity.
+        """
         answers = log_likelihoods(self._engine.model, prepared.batches, len(prepared.scored))
         for request, answer in zip(prepared.scored, answers, strict=True):
             request.resps = [answer] * request.repeats
         for kind, requests in prepared.others.items():
-            with torch.random.fork_rng(devices=_cuda_devices(self._engine.device)):
-                torch.manual_seed(derive_seed(self._seed, "generate", kind))
-                answers = getattr(self._lm, kind)(requests, disable_tqdm=True)
-            for request in requests:
-                request.resps = []
-            for request, answer in zip(requests, answers, strict=True):
-                request.resps.append(answer)
+            with self._seeded(kind):
+                _give(requests, getattr(self._lm, kind)(requests, disable_tqdm=True))
+        with self._seeded(_WRITING):
+            texts = generate(self._lm, prepared.prompts, len(prepared.written))
+        _give(prepared.written, [text.text for text in texts])
+        tokens: dict[int, int] = defaultdict(int)
+        for request, text in zip(prepared.written, texts, strict=True):
+            tokens[id(request)] += text.tokens
+        return tokens
+
+    @contextmanager
+    def _seeded(self, kind: str) -> Iterator[None]:
+        """The same random numbers for every candidate."""
+        import torch
+
+        with torch.random.fork_rng(devices=_cuda_devices(self._engine.device)):
+            torch.manual_seed(derive_seed(self._seed, "generate", kind))
+            yield
+
+
+def _requests_for_text(items: Sequence[Item]) -> list[Any]:
+    """Each request as often as it is repeated."""
+    requests = (request for item in items for request in item.requests if request.request_type == _WRITING)
+    return [request for request in requests for _ in range(request.repeats)]
+
+
+def _give(requests: Sequence[Any], answers: Sequence[Any]) -> None:
+    """Each request all of its answers; one that is repeated stands there several times."""
+    for request in requests:
+        request.resps = []
+    for request, answer in zip(requests, answers, strict=True):
+        request.resps.append(answer)
 
 
 def _cuda_devices(device: str) -> list[str]:
@@ -209,59 +227,17 @@ def check_items(items: ItemSet, sizes: Mapping[str, int]) -> None:
             raise TaskError(f"task {name!r}: expected item ids from 0 to {sizes[name] - 1}; got {ids[-1]}")
 
 
-def _build_items(task: BenchTask, lm: Any, *, chat_template: bool) -> tuple[_Item, ...]:
-    """Every item of a task: prompts, worked examples, tokens."""
-    # samples and cache_requests stay off: together they mislabel items (lm-eval issue 4084)
-    task.task.build_all_requests(
-        apply_chat_template=chat_template, chat_template=lm.apply_chat_template if chat_template else None
-    )
-    requests = defaultdict(list)
-    for request in task.task.instances:
-        requests[request.doc_id].append(request)
-    items = []
-    for item in range(task.size):
-        mine = tuple(sorted(requests[item], key=lambda request: request.idx))
-        pairs = tuple(_pair(lm, request) for request in mine if request.request_type == "loglikelihood")
-        items.append(_Item(doc=mine[0].doc, requests=mine, pairs=pairs))
-    _check_lengths(task.name, items, lm.max_length)
-    return tuple(items)
-
-
-def _pair(lm: Any, request: Any) -> Pair:
-    """Tokens of a log-likelihood request, split as lm-eval splits them (`TemplateLM.loglikelihood`)."""
-    prompt, answer = request.args
-    if prompt:
-        prompt_ids, answer_ids = lm._encode_pair(prompt, answer)
-    else:
-        prompt_ids, answer_ids = [lm.prefix_token_id], lm.tok_encode(answer, add_special_tokens=False)
-        if answer_ids[:1] == prompt_ids:
-            answer_ids = answer_ids[1:]
-    return tuple(prompt_ids), tuple(answer_ids)
-
-
-def _check_lengths(name: str, items: Sequence[_Item], max_length: int) -> None:
-    """Refuse answers that cannot be scored; warn of prompts that lose their beginning."""
-    truncated = 0
-    for number_, item in enumerate(items):
-        for prompt, answer in item.pairs:
-            if not prompt or not 0 < len(answer) <= max_length:
-                raise TaskError(
-                    f"task {name!r}, item {number_}: expected a prompt and an answer of 1 to {max_length} tokens; got "
-                    f"{len(prompt)} and {len(answer)}; mend or remove the item"
-                )
-            truncated += len(prompt) + len(answer) > max_length + 1
-    if truncated:
-        _log.warning("task %r: %d requests exceed %d tokens and lose their beginning", name, truncated, max_length)
-
-
-def _responses(task: BenchTask, ids: Sequence[int], items: Sequence[_Item]) -> Iterator[Responses]:
-    """Filter the answers and let the task judge them."""
+def _responses(
+    task: BenchTask, ids: Sequence[int], items: Sequence[Item], tokens: Mapping[int, int]
+) -> Iterator[Responses]:
+    """Filter the answers and let the task judge them; `tokens` were written, by the request's identity."""
     ensembles = {ensemble.name: ensemble for ensemble in task.task._filters}
     judged = {}
     for name in set(task.filters.values()):
         ensembles[name].apply([request for item in items for request in item.requests])
         judged[name] = [
             task.task.process_results(item.doc, [request.filtered_resps[name] for request in item.requests])
+            | {TOKENS: sum(tokens.get(id(request), 0) for request in item.requests)}
             for item in items
         ]
     for metric, name in task.filters.items():

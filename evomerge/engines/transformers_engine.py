@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from evomerge.engines.base import LoadStats, stay_offline
 from evomerge.errors import ConfigError, Fault, MergeError, PoolError
+from evomerge.merging.footprint import Memory, choose, footprints, host_memory, needs_of
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from evomerge.config import EngineConfig
     from evomerge.merging.plan import MergePlan
     from evomerge.merging.pool import ModelPool
+    from evomerge.merging.residency import Residence
     from evomerge.recipe import Recipe
 
 __all__ = ["ForwardWatch", "TransformersEngine"]
@@ -94,6 +96,7 @@ class TransformersEngine:
         watch: time and sanity of its forward passes.
 
     Raises:
+        ConfigError: the models do not fit into memory in the tier that was asked for, or in any.
         PoolError: transformers cannot build the model, or its parameters and the pool's tensors do not match.
     """
 
@@ -109,13 +112,18 @@ class TransformersEngine:
         self.watch = ForwardWatch(self.model)
         self._pool = pool
         self._parameters = _targets(self.model, pool)
-        self._plan: MergePlan | None = None
+        self._residence = _residence(pool, config, self.device, self.dtype)
+        self._written: tuple[MergePlan, bool] | None = None
 
-    def load(self, recipe: Recipe) -> LoadStats:
+    def load(self, recipe: Recipe, *, exact: bool = True) -> LoadStats:
         """Overwrite the live parameters with the recipe's merge; only those whose plan differs from the last one.
 
-        The state afterwards depends on the recipe alone. A load that fails midway leaves a mixture, so the next one
+        The state afterwards depends on the arguments alone. A load that fails midway leaves a mixture, so the next one
         rewrites everything.
+
+        Args:
+            recipe: what to merge.
+            exact: from the models' own weights, even where `engine.deltas` is `int8`.
 
         Raises:
             MergeError: the recipe could not be turned into weights.
@@ -124,11 +132,13 @@ class TransformersEngine:
         from evomerge.merging.operators import lower
 
         started = time.perf_counter()
-        plan, previous = lower(recipe, self._pool), self._plan
-        names = plan.changed(previous)
-        self._plan = None
-        execute_into(plan, self._pool, self._parameters, only=names)
-        self._plan = plan
+        plan, approximate = lower(recipe, self._pool), self.config.deltas == "int8" and not exact
+        previous, before = self._written or (None, approximate)
+        names = plan.changed(previous if before == approximate else None)
+        self._written = None
+        self._residence.approximate = approximate
+        execute_into(plan, self._pool, self._parameters, only=names, residence=self._residence)
+        self._written = plan, approximate
         return LoadStats(seconds=time.perf_counter() - started, rewritten_share=self._share(names))
 
     def _share(self, names: frozenset[str]) -> float:
@@ -145,6 +155,20 @@ def _device(wanted: str) -> str:
         message = f"expected a GPU that torch can use; got none for {wanted!r}; use device: cpu or auto"
         raise ConfigError("engine", [Fault(path="$.engine.device", message=message)])
     return wanted
+
+
+def _residence(pool: ModelPool, config: EngineConfig, device: str, dtype: str) -> Residence:
+    """The pool in the best tier that fits beside the live model, which is in place already."""
+    import torch
+
+    from evomerge.merging.residency import Residence
+
+    needs = needs_of(pool, dtype, config.deltas)
+    on_device = device != "cpu"
+    free = torch.cuda.mem_get_info(device)[0] + needs.live if on_device else None
+    host = host_memory(free=True) + (0 if on_device else needs.live)
+    tier = choose(footprints(needs, on_device=on_device), Memory(device=free, host=host), config.residency).tier
+    return Residence(pool=pool, tier=tier, device=torch.device(device), deltas=config.deltas)
 
 
 def _build(pool: ModelPool, device: str, dtype: str) -> tuple[Any, Any]:

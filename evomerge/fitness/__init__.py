@@ -1,5 +1,7 @@
 """Which items score a candidate, what the scores say about it, and what may honestly be claimed at the end."""
 
+from evomerge.fitness.assessment import Assessment, Told
+from evomerge.fitness.build import build_assessment
 from evomerge.fitness.constraints import broken, violation
 from evomerge.fitness.estimate import Estimate, mean_estimate, scores
 from evomerge.fitness.honest import MEAN, ConfirmedFront, Difference, confirm_front, paired_difference
@@ -7,11 +9,14 @@ from evomerge.fitness.items import ItemSplit, split_items
 
 __all__ = [
     "MEAN",
+    "Assessment",
     "ConfirmedFront",
     "Difference",
     "Estimate",
     "ItemSplit",
+    "Told",
     "broken",
+    "build_assessment",
     "confirm_front",
     "mean_estimate",
     "paired_difference",

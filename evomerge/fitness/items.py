@@ -45,19 +45,20 @@ class ItemSplit:
             if shared := set(ids).intersection(self.pool[task]):
                 raise ValueError(f"task {task!r}: items {sorted(shared)} both steer the search and confirm it")
 
-    def draw(self, generation: int) -> ItemSet:
-        """The items that score every candidate of one generation; the same on every call.
+    def draw(self, generation: int, start: int = 0, stop: int | None = None) -> ItemSet:
+        """The items that score every candidate of one generation, or a portion of them; the same on every call.
 
         Args:
             generation: counted from 0.
+            start: first item of each task's draw.
+            stop: the one after the last; None is all.
         """
         when = 0 if self.policy == "fixed" else generation
-        return ItemSet.of(
-            {
-                task: tuple(stream(self.seed, "draw", task, when).choice(ids, self.size, replace=False).tolist())
-                for task, ids in self.pool.items()
-            }
-        )
+        order = {
+            task: stream(self.seed, "draw", task, when).choice(ids, self.size, replace=False).tolist()
+            for task, ids in self.pool.items()
+        }
+        return ItemSet.of({task: tuple(ids[start:stop]) for task, ids in order.items()})
 
 
 def split_items(sizes: Mapping[str, int], items: ItemsConfig, seed: int) -> ItemSplit:

@@ -1,9 +1,9 @@
-"""Linear merges of LoRA adapters, written as one adapter: exact, at a hundredth of the model's size.
+"""Merges of LoRA adapters that are adapters themselves, written as such: exact, at a hundredth of the model's size.
 
 With `tau_k = s_k B_k A_k`, any sum `sum_k c_k tau_k` is `B A` for `A = [A_1; A_2; ...]` and `B = [c_1 s_1 B_1,
 c_2 s_2 B_2, ...]`, of rank `sum_k r_k`. Coefficients may differ from weight to weight. Where adapters touch different
-weights, or with different ranks, zeros fill up, so that the result has one rank throughout. Knows nothing of operators:
-it reads plans.
+weights, or with different ranks, zeros fill up, so that the result has one rank throughout. A merge in core space is
+`(U M) V^T` already. Knows nothing of operators: it reads plans.
 
 Legend: `r_k` rank, `s_k` scale, `A_k` of shape `[r_k, in]` and `B_k` of shape `[out, r_k]` factors of adapter k.
 """
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from safetensors.torch import save_file
@@ -21,8 +22,9 @@ from torch.nn.functional import pad
 
 from evomerge.errors import MergeError
 from evomerge.merging.atomic import complete_or_absent
+from evomerge.merging.executor import core_factors
 from evomerge.merging.lora import ADAPTER_CONFIG, ADAPTER_FILE, Adapter
-from evomerge.merging.plan import Copy, Delta, Linear, TensorPlan, Term
+from evomerge.merging.plan import Copy, Core, Delta, Linear, TensorPlan, Term
 
 if TYPE_CHECKING:
     from evomerge.merging.checkpoint import Model
@@ -36,8 +38,8 @@ _TOLERANCE = 1e-5
 """How far from one the weights of an average may add up: a recipe's numbers have six decimals."""
 
 
-def export_adapter(plan: MergePlan, pool: ModelPool, out: Path) -> None:
-    """Write a linear merge of adapters as a PEFT folder, to be loaded on the pool's base.
+def export_adapter(plan: MergePlan, pool: ModelPool, out: Path, *, extra_files: Mapping[str, str] = {}) -> None:
+    """Write a merge of adapters as a PEFT folder, to be loaded on the pool's base.
 
     On that base it gives the weights that the plan gives, before their one rounding to the output's dtype.
 
@@ -45,47 +47,82 @@ def export_adapter(plan: MergePlan, pool: ModelPool, out: Path) -> None:
         >>> export_adapter(lower(recipe, pool), pool, Path("merged-adapter"))  # doctest: +SKIP
 
     Args:
-        plan: the lowered recipe.
+        plan: the lowered recipe: a sum of task vectors, or a merge in core space.
         pool: the models that it names; those that it reads are adapters.
         out: the new folder; its parents are made as needed.
+        extra_files: texts by file name, for example a model card.
 
     Raises:
-        MergeError: the plan is no sum of task vectors, or reads models that are no plain adapters.
+        MergeError: the plan has no low rank, or reads models that are no plain adapters.
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """
     coefficients = {tensor.name: _coefficients(tensor, pool.base) for tensor in plan.tensors}
-    adapters = {
-        name: _plain(name, pool.models[name]) for name in pool.experts if any(name in c for c in coefficients.values())
-    }
-    targets = [name for name in coefficients if any(name in adapter.factors for adapter in adapters.values())]
-    changes = {name: _changes(name, coefficients[name], adapters) for name in targets}
-    rank = max((sum(change.rank for _, change, _ in parts) for parts in changes.values()), default=0)
+    read = {source for tensor in plan.tensors for source in tensor.sources}
+    if variants := sorted(read.difference(pool.models)):
+        raise MergeError(
+            f"expected adapters as they are; got {', '.join(variants)}, which have no factors; "
+            "export the full model instead"
+        )
+    adapters = {name: _plain(name, pool.models[name]) for name in pool.experts if name in read}
+    changes = {}
+    for tensor in plan.tensors:
+        if owners := {source: adapter for source, adapter in adapters.items() if tensor.name in adapter.factors}:
+            changes[tensor.name] = _Change(
+                owners, tensor.name, *_sides(tensor, owners, coefficients[tensor.name], pool)
+            )
+    rank = max((change.left.shape[1] for change in changes.values()), default=0)
     if not rank:
         raise MergeError("expected a merge that reads adapters; got the base alone; export the full model instead")
     with complete_or_absent(out) as folder:
-        tensors = {key: tensor for parts in changes.values() for key, tensor in _concatenated(parts, rank).items()}
+        tensors = {name: values for change in changes.values() for name, values in change.stored(rank).items()}
         save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-        config = _config([parts[0] for parts in changes.values()], rank)
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config = json.dumps(_config([*changes.values()], rank), indent=2) + "\n"
+        for name, text in {**extra_files, ADAPTER_CONFIG: config}.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
-_Part = tuple[Adapter, "LowRank", float]
-"""An adapter, its change of one weight, and the coefficient of that."""
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """The merged change of one weight, `left right` in its stored shape, under the names of the first adapter."""
+
+    owners: Mapping[str, Adapter]
+    name: str
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The configuration that it follows."""
+        return next(iter(self.owners.values())).own.config
+
+    @property
+    def form(self) -> LowRank:
+        """The change that it is named after."""
+        return next(iter(self.owners.values())).factors[self.name]
+
+    def stored(self, rank: int) -> dict[str, torch.Tensor]:
+        """A of shape `[rank, in]` and B of shape `[out, rank]`."""
+        a, b = (self.left.T, self.right.T) if self.form.transposed else (self.right, self.left)
+        spare = rank - len(a)
+        return {self.form.a: pad(a, (0, 0, 0, spare)).contiguous(), self.form.b: pad(b, (0, spare)).contiguous()}
 
 
 def _coefficients(tensor: TensorPlan, base: str) -> dict[str, float]:
-    """What each task vector is multiplied with, by source."""
+    """What each task vector is multiplied with, by source; nothing in core space."""
     kernel = tensor.kernel
+    if isinstance(kernel, Core) and tensor.damping is None:
+        return {}
     if isinstance(kernel, Copy):
         found = {kernel.source: 1.0}
-    elif isinstance(kernel, Linear | Delta) and all(_is_plain(term) for term in kernel.terms):
+    elif isinstance(kernel, Linear | Delta) and tensor.damping is None and all(map(_is_plain, kernel.terms)):
         scale = kernel.scale if isinstance(kernel, Delta) else 1.0
         found = {term.source: scale * term.weight / kernel.divisor for term in kernel.terms}
     else:
         raise MergeError(
-            f"tensor {tensor.name}: expected a weighted sum of task vectors; got a merge element by element, which "
-            "has no low rank; export the full model instead"
+            f"tensor {tensor.name}: expected a weighted sum of task vectors; got a merge element by element, or of "
+            "whole matrices, which has no low rank; merge in core space, or export the full model instead"
         )
     if (
         isinstance(kernel, Delta) and kernel.base != base
@@ -114,26 +151,21 @@ def _plain(name: str, model: Model) -> Adapter:
     return model
 
 
-def _changes(name: str, coefficients: Mapping[str, float], adapters: Mapping[str, Adapter]) -> list[_Part]:
-    """Every change of one weight."""
-    return [
-        (adapter, adapter.factors[name], coefficients.get(source, 0.0))
-        for source, adapter in adapters.items()
-        if name in adapter.factors
-    ]
+def _sides(
+    tensor: TensorPlan, owners: Mapping[str, Adapter], coefficients: Mapping[str, float], pool: ModelPool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of one merged change, fp32 `[rows, r]` and `[r, columns]`."""
+    if isinstance(tensor.kernel, Core):
+        return core_factors(tensor.kernel, tensor.name, pool)
+    sides = [adapter.sides(tensor.name) for adapter in owners.values()]
+    scales = [coefficients.get(source, 0.0) * adapter.factors[tensor.name].scale for source, adapter in owners.items()]
+    lefts = [left * scale for (left, _), scale in zip(sides, scales, strict=True)]
+    return torch.cat(lefts, dim=1), torch.cat([right for _, right in sides])
 
 
-def _concatenated(parts: Sequence[_Part], rank: int) -> dict[str, torch.Tensor]:
-    """A of shape `[rank, in]` and B of shape `[out, rank]` in fp32, under the names of the first adapter."""
-    a = torch.cat([adapter.own.tensor(change.a).float() for adapter, change, _ in parts])
-    b = torch.cat([adapter.own.tensor(change.b).float() * (c * change.scale) for adapter, change, c in parts], dim=1)
-    first, spare = parts[0][1], rank - len(a)
-    return {first.a: pad(a, (0, 0, 0, spare)), first.b: pad(b, (0, spare))}
-
-
-def _config(firsts: Sequence[_Part], rank: int) -> dict[str, Any]:
+def _config(changes: Sequence[_Change], rank: int) -> dict[str, Any]:
     """PEFT's description of the result; alpha equals the rank, so that the scale is 1."""
-    model = firsts[0][0].own.config
+    model = changes[0].model
     return {
         "peft_type": "LORA",
         "task_type": model.get("task_type"),
@@ -142,7 +174,7 @@ def _config(firsts: Sequence[_Part], rank: int) -> dict[str, Any]:
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(change.transposed and not change.embedding for _, change, _ in firsts),
-        "target_modules": [change.module for _, change, _ in firsts],
+        "fan_in_fan_out": any(change.form.transposed and not change.form.embedding for change in changes),
+        "target_modules": [change.form.module for change in changes],
         "inference_mode": True,
     }

@@ -14,7 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["remember", "remembered"]
+__all__ = ["entry_of", "folder_of", "remember", "remembered"]
+
+
+def folder_of(kind: str) -> Path:
+    """Where facts of a kind are kept: a folder of `$EVOMERGE_CACHE`, or of `~/.cache/evomerge`."""
+    root = os.environ.get("EVOMERGE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "evomerge") / kind
+
+
+def entry_of(kind: str, key: list[Any], suffix: str) -> Path:
+    """The file of a key: plain data that changes whenever the facts may."""
+    return folder_of(kind) / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}{suffix}"
 
 
 def remembered(kind: str, key: list[Any]) -> dict[str, Any] | None:
@@ -25,7 +36,7 @@ def remembered(kind: str, key: list[Any]) -> dict[str, Any] | None:
         key: plain data that changes whenever the facts may.
     """
     try:
-        entry = json.loads(_entry(kind, key).read_text(encoding="utf-8"))
+        entry = json.loads(entry_of(kind, key, ".json").read_text(encoding="utf-8"))
         return entry if entry.pop("key") == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -33,16 +44,9 @@ def remembered(kind: str, key: list[Any]) -> dict[str, Any] | None:
 
 def remember(kind: str, key: list[Any], facts: Mapping[str, Any]) -> None:
     """Keep facts, as plain data, under a key."""
-    entry = _entry(kind, key)
+    entry = entry_of(kind, key, ".json")
     with suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         draft = entry.with_suffix(f".{secrets.token_hex(4)}.tmp")
         draft.write_text(json.dumps({"key": key, **facts}), encoding="utf-8")
         draft.replace(entry)
-
-
-def _entry(kind: str, key: list[Any]) -> Path:
-    """`$EVOMERGE_CACHE`, or `~/.cache/evomerge`, holds a folder per kind and a file per key."""
-    root = os.environ.get("EVOMERGE_CACHE")
-    folder = (Path(root) if root else Path.home() / ".cache" / "evomerge") / kind
-    return folder / f"{hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()}.json"

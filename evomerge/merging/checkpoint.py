@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, cast, final
 
 from evomerge.errors import PoolError
+from evomerge.merging.small_files import read_config, read_json, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,6 @@ __all__ = [
     "Model",
     "TensorInfo",
     "read_header",
-    "read_json",
 ]
 
 DTYPES: Mapping[str, str] = {
@@ -65,6 +66,10 @@ ITEM_BYTES: Mapping[str, int] = {
 _MAX_HEADER = 100_000_000
 """Bytes; the limit that the safetensors format sets itself."""
 
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_WEIGHT_SUFFIXES = _PICKLE_SUFFIXES | {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx"}
+_SHARD = re.compile(r"[^/\0]+\.safetensors")
+
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
@@ -88,23 +93,6 @@ class TensorInfo:
     stop: int
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file of a model.
-
-    Raises:
-        PoolError: it cannot be read, or holds no JSON object.
-    """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PoolError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    except ValueError as error:
-        raise PoolError(f"{file}: expected JSON; got {error}; download or copy the file again") from error
-    if not isinstance(data, dict):
-        raise PoolError(f"{file}: expected a JSON object; got {type(data).__name__}; download or copy the file again")
-    return data
-
-
 def read_header(file: Path) -> tuple[TensorInfo, ...]:
     """Every tensor of a safetensors file, in the order of its bytes.
 
@@ -121,7 +109,7 @@ def read_header(file: Path) -> tuple[TensorInfo, ...]:
                 raise _broken(file, f"a header of {length} bytes", f"{size} bytes in the whole file")
             text = stream.read(length)
     except OSError as error:
-        raise PoolError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise unreadable(file, error) from error
     tensors = _parse_header(file, text)
     end = tensors[-1].stop if tensors else 8 + length
     if end != size:
@@ -135,7 +123,7 @@ def _parse_header(file: Path, text: bytes) -> tuple[TensorInfo, ...]:
         header = json.loads(text)
         header.pop("__metadata__", None)
         tensors = sorted((_info(file, origin, *entry) for entry in header.items()), key=lambda t: (t.start, t.stop))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _broken(file, "a safetensors header", f"{type(error).__name__}: {error}") from error
     position = origin
     for tensor in tensors:
@@ -216,8 +204,17 @@ class Checkpoint:
         if not folder.is_dir():
             found = "a file" if folder.exists() else "nothing"
             raise PoolError(f"{folder}: expected a folder with a model; got {found}; check the path")
-        config = read_json(folder / "config.json")
-        tensors = {tensor.name: tensor for file in _shards(folder) for tensor in read_header(file)}
+        config = read_config(folder / "config.json")
+        tensors: dict[str, TensorInfo] = {}
+        for tensor in (tensor for file in _shards(folder) for tensor in read_header(file)):
+            if tensor.name in tensors:
+                files = f"{tensors[tensor.name].file.name} and {tensor.file.name}"
+                raise PoolError(
+                    f"{folder}: expected tensor {tensor.name} once; got it in {files}; copy the model again"
+                )
+            tensors[tensor.name] = tensor
+        if not tensors:
+            raise PoolError(f"{folder}: expected weights; got files without any tensor; download or copy it again")
         if (folder / INDEX_FILE).exists():
             _check_index(folder / INDEX_FILE, tensors)
         return cls(folder, config, dict(sorted(tensors.items())))
@@ -236,16 +233,22 @@ class Checkpoint:
 
         Raises:
             KeyError: no such tensor.
+            PoolError: its file cannot be read any more.
         """
         info = self.tensors[name]
         tensor: torch.Tensor = self._map(info.file).get_tensor(info.name)
         return tensor
 
     def _map(self, file: Path) -> Any:
-        if file not in self._maps:
-            from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-            self._maps[file] = safe_open(file, framework="pt")
+        try:
+            if file not in self._maps:
+                self._maps[file] = safe_open(file, framework="pt")
+        except OSError as error:
+            raise unreadable(file, error) from error
+        except SafetensorError as error:
+            raise PoolError(f"{file}: changed since it was opened ({error}); start again") from error
         return self._maps[file]
 
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Mapping[str, Any], Mapping[str, TensorInfo]]]:
@@ -256,23 +259,25 @@ def _shards(folder: Path) -> list[Path]:
     """The weight files of a folder: what the index names, else the single file."""
     if (folder / INDEX_FILE).exists():
         return [folder / name for name in sorted(set(_weight_map(folder / INDEX_FILE).values()))]
-    if (folder / SINGLE_FILE).exists():
+    if (folder / SINGLE_FILE).exists() or (folder / SINGLE_FILE).is_symlink():
         return [folder / SINGLE_FILE]
-    found = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".safetensors"})
+    found = sorted(file.name for file in folder.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
+    pickled = "pickled weights are never read: " * any(Path(name).suffix in _PICKLE_SUFFIXES for name in found)
     raise PoolError(
-        f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; got {found or 'no weights'}; pickled weights are never "
-        "read: save the model again with save_pretrained, as safetensors"
+        f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; got {found or 'no weights'}; {pickled}save the model again "
+        "with save_pretrained, as safetensors"
     )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(name == Path(str(name)).name for name in weight_map.values()):
+    files = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+    if strange := [file for file in files if not (isinstance(file, str) and _SHARD.fullmatch(file))]:
         raise PoolError(
-            f"{index}: expected 'weight_map', tensor names to files of this folder; got {str(weight_map)[:60]}; "
-            "download or copy the file again"
+            f"{index}: expected 'weight_map', tensor names to safetensors files of this folder; got "
+            f"{strange[0]!r:.60}; download or copy the file again"
         )
-    return weight_map
+    return cast("dict[str, str]", weight_map)
 
 
 def _check_index(index: Path, tensors: Mapping[str, TensorInfo]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from evomerge.errors import PoolError
 from evomerge.merging.cache import remember, remembered
 from evomerge.merging.checkpoint import TensorInfo, read_header
+from evomerge.merging.small_files import unreadable
 
 __all__ = ["Content", "scan"]
 
@@ -53,7 +54,7 @@ def scan(file: Path) -> Content:
     try:
         status = file.stat()
     except OSError as error:
-        raise PoolError(f"{file}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise unreadable(file, error) from error
     key = [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     content = _recalled(remembered("content", key))
     if content is None:
@@ -85,7 +86,7 @@ def _read(file: Path) -> Content:
                 if count:
                     nonfinite[tensor.name] = count
     except OSError as error:
-        raise PoolError(f"{file}: cannot be read ({error.strerror}); check the disk it is on") from error
+        raise unreadable(file, error) from error
     return Content(digest=hasher.hexdigest(), nonfinite=nonfinite)
 
 

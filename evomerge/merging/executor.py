@@ -15,35 +15,52 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evomerge.errors import MergeError
-from evomerge.merging import contests, kernels
+from evomerge.merging import contests, kernels, matrices
+from evomerge.merging.compiled import COMPILER, Compiler
+from evomerge.merging.core import core_space
 from evomerge.merging.facts import facts_of
-from evomerge.merging.plan import Consensus, Copy, Delta, Linear, MergePlan, Overlap, TensorPlan, Vote, Winner
+from evomerge.merging.footprint import BLOCK, DEVICE_BLOCK
+from evomerge.merging.operands import operands_of
+from evomerge.merging.plan import (
+    Consensus,
+    Copy,
+    Core,
+    Delta,
+    Isotropic,
+    Linear,
+    MergePlan,
+    Overlap,
+    TensorPlan,
+    Vote,
+    Winner,
+)
+from evomerge.merging.residency import Residence
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool
 
-__all__ = ["BLOCK", "execute", "execute_into"]
-
-BLOCK = 1 << 17
-"""Elements computed at a time: the scratch of a few sources then stays in a core's cache."""
+__all__ = ["BLOCK", "core_factors", "execute", "execute_into"]
 
 _FP16_MAX = 65504.0
 
 
-def execute(plan: MergePlan, pool: ModelPool, *, block: int = BLOCK) -> Iterator[tuple[str, torch.Tensor]]:
+def execute(
+    plan: MergePlan, pool: ModelPool, *, block: int = BLOCK, compiler: Compiler = COMPILER
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Merge tensor by tensor.
 
     Args:
         plan: what to compute.
         pool: the models that the plan names.
-        block: elements computed at a time.
+        block: elements computed at a time by kernels that are not compiled.
+        compiler: decides what is compiled.
 
     Yields:
         Names and new tensors on the CPU, in the plan's order, shapes and dtypes.
     """
     for tensor in plan.tensors:
         result = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
-        _write(tensor, pool, result, block)
+        _write(tensor, Residence(pool=pool), result, block, compiler)
         yield tensor.name, result
 
 
@@ -53,7 +70,9 @@ def execute_into(
     outputs: Mapping[str, torch.Tensor],
     only: Collection[str] | None = None,
     *,
-    block: int = BLOCK,
+    block: int | None = None,
+    compiler: Compiler = COMPILER,
+    residence: Residence | None = None,
 ) -> None:
     """Merge in place: overwrite the tensors of a live model.
 
@@ -68,15 +87,18 @@ def execute_into(
         pool: the models that the plan names.
         outputs: tensors by name, of any device, dtype and strides, in the plan's shapes; others are left alone.
         only: names of the tensors to write; None writes all.
-        block: elements computed at a time.
+        block: elements computed at a time by kernels that are not compiled; None for what suits the device.
+        compiler: decides what is compiled.
+        residence: where the pool's tensors are kept; None reads its files.
 
     Raises:
         MergeError: an output is missing or has another shape; nothing is written then.
     """
     tensors = [tensor for tensor in plan.tensors if only is None or tensor.name in only]
     _check(tensors, outputs)
-    for tensor in tensors:
-        _write(tensor, pool, outputs[tensor.name], block)
+    there = residence or Residence(pool=pool)
+    for tensor in there.ahead(tensors):
+        _write(tensor, there, outputs[tensor.name], block, compiler)
 
 
 def _check(tensors: Sequence[TensorPlan], outputs: Mapping[str, torch.Tensor]) -> None:
@@ -91,24 +113,59 @@ def _check(tensors: Sequence[TensorPlan], outputs: Mapping[str, torch.Tensor]) -
 
 
 @torch.inference_mode()
-def _write(tensor: TensorPlan, pool: ModelPool, out: torch.Tensor, block: int) -> None:
+def _write(tensor: TensorPlan, there: Residence, out: torch.Tensor, block: int | None, compiler: Compiler) -> None:
     if isinstance(tensor.kernel, Copy):
-        _store(pool.tensor(tensor.kernel.source, tensor.name), out, tensor.dtype)
+        _store(there.whole(tensor, tensor.kernel.source), out, tensor.dtype)
+        return
+    if isinstance(tensor.kernel, Isotropic | Core):
+        _store(_whole(tensor, tensor.kernel, there), out, tensor.dtype)
         return
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype)
-    inputs = {source: pool.tensor(source, tensor.name).reshape(-1) for source in tensor.sources}
-    whole = kernels.Block(
-        start=0,
-        inputs=inputs,
-        scratch=torch.empty(2 * len(inputs) + 2, min(block, len(flat))),
-        facts=facts_of(tensor, pool),
-    )
+    inputs = there.inputs(tensor)
+    facts = {source: fact.to(there.device) for source, fact in facts_of(tensor, there.pool).items()}
+    if not compiler.run(operands_of(tensor, inputs, facts), flat):
+        length = min(block or (BLOCK if there.device.type == "cpu" else DEVICE_BLOCK), len(flat))
+        scratch = torch.empty(2 * len(inputs) + 2, length, device=there.device)
+        _write_blocks(tensor, inputs, facts, flat, scratch)
+    if not out.is_contiguous():
+        out.copy_(flat.view(out.shape))
+
+
+def _write_blocks(
+    tensor: TensorPlan,
+    inputs: Mapping[str, torch.Tensor],
+    facts: Mapping[str, torch.Tensor],
+    flat: torch.Tensor,
+    scratch: torch.Tensor,
+) -> None:
+    whole = kernels.Block(start=0, inputs=inputs, scratch=scratch, facts=facts, damping=tensor.damping)
     if isinstance(tensor.kernel, Vote):
         _elect(tensor.kernel, whole, flat, tensor.dtype)
     else:
         _sweep(partial(_COMPUTE[type(tensor.kernel)], tensor.kernel), whole, flat, tensor.dtype)
-    if not out.is_contiguous():
-        out.copy_(flat.view(out.shape))
+
+
+def _whole(tensor: TensorPlan, kernel: Isotropic | Core, there: Residence) -> torch.Tensor:
+    """What a kernel that needs whole matrices makes of one tensor, fp32."""
+    if isinstance(kernel, Isotropic):
+        values = matrices.isotropic(kernel, {source: there.whole(tensor, source) for source in tensor.sources})
+    else:
+        left, right = (side.to(there.device) for side in core_factors(kernel, tensor.name, there.pool))
+        values = torch.addmm(there.whole(tensor, kernel.base).float(), left, right)
+    if tensor.damping is None:
+        return values
+    inputs = {tensor.damping.base: there.whole(tensor, tensor.damping.base).reshape(-1)}
+    block = kernels.Block(start=0, inputs=inputs, scratch=values, facts={}, damping=tensor.damping)
+    return kernels.damped(values.view(-1), block).view(tensor.shape)
+
+
+def core_factors(kernel: Core, name: str, pool: ModelPool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`U M` and `V^T` of one weight, fp32: its merged change is their product, of low rank."""
+    space = core_space(pool, kernel.sources)
+    span = space.spans[name]
+    inner = TensorPlan(name=name, shape=span.shape, dtype="float32", kernel=kernel.inner)
+    ((_, merged),) = execute(MergePlan(tensors=(inner,)), space.pool)
+    return span.factors(merged)
 
 
 def _elect(kernel: Vote, whole: kernels.Block, flat: torch.Tensor, dtype: str) -> None:
@@ -132,7 +189,7 @@ def _sweep(
         out = flat[start : start + size]
         here = {source: values[start : start + size] for source, values in whole.inputs.items()}
         block = replace(whole, start=start, inputs=here, scratch=whole.scratch[:, : len(out)])
-        _store(compute(block), out, dtype)
+        _store(kernels.damped(compute(block), block), out, dtype)
 
 
 def _store(values: torch.Tensor, out: torch.Tensor, dtype: str) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evomerge.errors import MergeError
 from evomerge.merging.atomic import complete_or_absent
-from evomerge.merging.checkpoint import DTYPES, INDEX_FILE, ITEM_BYTES, SINGLE_FILE
+from evomerge.merging.checkpoint import INDEX_FILE, ITEM_BYTES, SINGLE_FILE
+from evomerge.merging.header import Slot, header_of
+from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import ModelPool, TensorSpec
+from evomerge.merging.small_files import read_bytes
 from evomerge.merging.tokenizer import TOKENIZER_FILES
 from evomerge.recipe import OutputDtype
 
@@ -28,20 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["export_checkpoint"]
-
-_CODES: Mapping[str, str] = {name: code for code, name in DTYPES.items()}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Slot:
-    """Where one tensor goes: `shape` and `dtype` as written, `start` and `stop` in bytes after its file's header."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    file: str
-    start: int
-    stop: int
 
 
 def export_checkpoint(
@@ -65,24 +52,32 @@ def export_checkpoint(
 
     Raises:
         StoreError: `out` exists.
+        PoolError: a file of the models cannot be read.
         MergeError: a tensor is missing, unknown, given twice or of another shape.
         DiskError: the disk refused a write; nothing is left behind.
     """
     slots = _layout(pool, dtype, shard_bytes)
+    copies = {file.name: read_bytes(file) for file in _copied(pool) if file.is_file()}
     carried = ((spec.name, pool.tensor(pool.base, spec.name)) for spec in pool.carried)
     with complete_or_absent(out) as folder:
         _write_weights(folder, slots, chain(carried, tensors))
         if len({slot.file for slot in slots}) > 1:
             _write_text(folder / INDEX_FILE, _index(slots))
         _write_text(folder / "config.json", _config(pool, dtype))
-        for name in (*TOKENIZER_FILES, "generation_config.json"):
-            if (pool.tokenizer_folder / name).is_file():
-                shutil.copyfile(pool.tokenizer_folder / name, folder / name)
+        for name, content in copies.items():
+            (folder / name).write_bytes(content)
         for name, text in extra_files.items():
             _write_text(folder / name, text)
 
 
-def _layout(pool: ModelPool, dtype: OutputDtype, shard_bytes: int) -> tuple[_Slot, ...]:
+def _copied(pool: ModelPool) -> list[Path]:
+    """The chosen tokenizer, and the generation settings of its model; an adapter has none but the base's."""
+    chosen = pool.folder(pool.tokenizer)
+    model = pool.folder(pool.base) if is_adapter(chosen) else chosen
+    return [*(pool.tokenizer_folder / name for name in TOKENIZER_FILES), model / "generation_config.json"]
+
+
+def _layout(pool: ModelPool, dtype: OutputDtype, shard_bytes: int) -> tuple[Slot, ...]:
     """Every tensor's place; wider dtypes first, so that each tensor is aligned to its element."""
     wanted = [(spec, spec.dtype) for spec in pool.carried] + [(spec, dtype) for spec in pool.specs]
     wanted.sort(key=lambda pair: (-ITEM_BYTES[pair[1]], pair[0].name))
@@ -96,7 +91,7 @@ def _layout(pool: ModelPool, dtype: OutputDtype, shard_bytes: int) -> tuple[_Slo
         shards[-1].append((spec, stored, shard_bytes - room))
         room -= size
     return tuple(
-        _Slot(
+        Slot(
             name=spec.name,
             shape=spec.shape,
             dtype=stored,
@@ -113,14 +108,14 @@ def _size(spec: TensorSpec, dtype: str) -> int:
     return math.prod(spec.shape) * ITEM_BYTES[dtype]
 
 
-def _write_weights(folder: Path, slots: Sequence[_Slot], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    files: dict[str, list[_Slot]] = {}
+def _write_weights(folder: Path, slots: Sequence[Slot], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    files: dict[str, list[Slot]] = {}
     for slot in slots:
         files.setdefault(slot.file, []).append(slot)
     pending = {slot.name: slot for slot in slots}
     with ExitStack() as stack:
         streams = {name: stack.enter_context((folder / name).open("wb")) for name in files}
-        origins = {name: streams[name].write(_header(held)) for name, held in files.items()}
+        origins = {name: streams[name].write(header_of(held)) for name, held in files.items()}
         for name, tensor in tensors:
             if name not in pending:
                 raise MergeError(f"tensor {name}: expected each of the pool's tensors once; got another")
@@ -133,17 +128,6 @@ def _write_weights(folder: Path, slots: Sequence[_Slot], tensors: Iterable[tuple
         raise MergeError(f"expected every tensor of the pool; {len(pending)} never came: {sorted(pending)[:5]}")
 
 
-def _header(slots: Iterable[_Slot]) -> bytes:
-    """The head of a safetensors file: the JSON's length in 8 bytes, then the JSON, padded to a multiple of 8."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for slot in slots:
-        span = [slot.start, slot.stop]
-        entries[slot.name] = {"dtype": _CODES[slot.dtype], "shape": [*slot.shape], "data_offsets": span}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
 def _bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
     import torch
 
@@ -151,7 +135,7 @@ def _bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
     return stored.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _index(slots: Iterable[_Slot]) -> str:
+def _index(slots: Iterable[Slot]) -> str:
     held = {slot.name: slot for slot in slots}
     total = sum(slot.stop - slot.start for slot in held.values())
     weight_map = {name: held[name].file for name in sorted(held)}

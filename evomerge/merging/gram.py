@@ -1,6 +1,6 @@
 """Scalar products between models, tensor by tensor or slice by slice: all that spherical operators ask of the weights.
 
-One pass over a pool's tensors, in fp64, kept in memory: any later angle, norm or weight is then arithmetic on K x K
+One pass over a pool's tensors, in fp64, kept: any later angle, norm or weight is then arithmetic on K x K
 numbers. Tiles have a fixed size, so a product never depends on how an executor splits its work. Knows nothing of
 operators or recipes.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from evomerge.merging import statistics
+from evomerge.merging import prepared
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,7 +45,11 @@ def gram(
     Returns:
         `[slices, K, K]`, read-only.
     """
-    return statistics.once(pool, ("gram", models, name, base, per), lambda: _gram(pool, models, name, base, per))
+    involved = models if base is None else (base, *models)
+    kind = f"products of {'weights' if base is None else 'changes'} by {per}"
+    (found,) = prepared.arrays(pool, kind, involved, (name,), lambda: (_gram(pool, models, name, base, per),))
+    found.flags.writeable = False
+    return found
 
 
 def run_of(shape: tuple[int, ...], per: Slicing) -> int:
@@ -65,9 +69,7 @@ def _gram(
     for tile in _tiles(height, width):
         vectors = torch.stack([_vectors(matrix, origin, tile) for matrix in matrices])
         products[tile[0]] += torch.einsum("ksn,lsn->skl", vectors, vectors)
-    found = products.numpy()
-    found.flags.writeable = False
-    return found
+    return products.numpy()
 
 
 def _slices(values: torch.Tensor, per: Slicing) -> torch.Tensor:

@@ -14,8 +14,9 @@ Where the literature leaves room:
 * Nearly collinear vectors, opposite ones too, are interpolated linearly: SLERP from |cosine| 0.9995 on, NuSLERP from
   where fp32 cannot tell it from 1 (mergekit's rules).
 * Multi-SLERP of directions that cancel (mean below 1e-6) is the weighted sum.
-* A Karcher mean starts at the weighted mean of the directions, or at the first source where that vanishes; directions
-  opposite to the mean pull nowhere.
+* Weights of a Karcher mean are 0 or more: only then is it the point nearest to all directions. It starts at the
+  weighted mean of the directions, or at the first source where that vanishes; directions opposite to the mean pull
+  nowhere.
 * Model Stock keeps the base where its denominator vanishes (below 1e-6), and its ratio may be negative or above 1.
 * MetaGPT of task vectors that are all zero is the base.
 """

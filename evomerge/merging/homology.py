@@ -22,9 +22,19 @@ from evomerge.merging.layout import (
     is_token_embedding,
     towers_of,
 )
+from evomerge.merging.small_files import NESTED
 from evomerge.merging.tokenizer import shorten, tokenizer_faults, translation_faults
 
-__all__ = ["Terms", "carried_by", "faults_between", "faults_within", "same_bytes", "ties_head", "weights_of"]
+__all__ = [
+    "Terms",
+    "carried_by",
+    "faults_between",
+    "faults_within",
+    "same_bytes",
+    "saying_whether_tied",
+    "ties_head",
+    "weights_of",
+]
 
 _FLOATS = ("bfloat16", "float16", "float32")
 
@@ -52,9 +62,7 @@ _IDLE = frozenset(
 )
 """Configuration keys that do not change what the weights compute; nor do those that `_matters` rules out."""
 
-_NESTED = frozenset({"text_config", "vision_config", "audio_config", "rope_parameters", "rope_scaling"})
-
-_ROWS_REMEDY = "; say with pool.tokenizer whose vocabulary the merged model takes"
+_ROWS_REMEDY = "; say with pool.tokenizer (or --tokenizer) whose vocabulary the merged model takes"
 
 _LISTED = 8
 """Tensors named one by one before the rest are counted."""
@@ -91,9 +99,24 @@ def ties_head(models: Mapping[str, Model]) -> bool:
 
     The base's configuration says so; where it is silent, the head is tied if no model stores one of its own.
     """
-    config = next(iter(models.values())).config
+    declared = _declared_tying(next(iter(models.values())).config)
+    return all(map(_head_is_embedding, models.values())) if declared is None else declared
+
+
+def _declared_tying(config: Mapping[str, Any]) -> bool | None:
     declared = config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings"))
-    return all(map(_head_is_embedding, models.values())) if declared is None else bool(declared)
+    return None if declared is None else bool(declared)
+
+
+def saying_whether_tied(config: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
+    """A configuration that tells whether the output head is the token embedding.
+
+    Silence means yes in some architectures and no in others, whatever the weights hold.
+    """
+    if _declared_tying(config) is not None:
+        return dict(config)
+    said = {"tie_word_embeddings": terms.tied}
+    return {**config, **said, **({"text_config": {**config["text_config"], **said}} if "text_config" in config else {})}
 
 
 def weights_of(model: Model, terms: Terms) -> dict[str, TensorInfo]:
@@ -124,9 +147,10 @@ def faults_within(name: str, model: Model, terms: Terms) -> list[str]:
     if model.config.get("quantization_config"):
         method = shorten(model.config["quantization_config"])
         return [f"{name}: config.json: expected plain weights; got quantization_config {method}; use the full model"]
+    quantised = any(tensor.dtype not in (*_FLOATS, "float64") for tensor in model.tensors.values())
+    remedy = "quantised models cannot be merged: use the full model" if quantised else "save it in one of these"
     faults = _limited(
-        f"{name}: tensor {tensor.name}: expected a dtype of {', '.join(_FLOATS)}; got {tensor.dtype}; "
-        "quantised models cannot be merged: use the full model"
+        f"{name}: tensor {tensor.name}: expected a dtype of {', '.join(_FLOATS)}; got {tensor.dtype}; {remedy}"
         for tensor in weights_of(model, terms).values()
         if tensor.dtype not in _FLOATS
     )
@@ -166,7 +190,7 @@ def _readable(compare: Callable[[Path, Path], list[str]], one: Model, other: Mod
     """Faults between the tokenizers of two models; a file that cannot be read is one of them."""
     try:
         return compare(one.tokenizer_folder, other.tokenizer_folder)
-    except PoolError as error:
+    except (PoolError, OSError) as error:
         return [str(error)]
 
 
@@ -212,7 +236,7 @@ def _flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as `outer.inner`, and the rotary base under one name in old and new files."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and key in _NESTED:
+        if isinstance(value, Mapping) and key in NESTED:
             flat.update(_flattened(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value

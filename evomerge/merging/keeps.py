@@ -32,7 +32,7 @@ def apply(term: Term, start: int, x: torch.Tensor, facts: Mapping[str, torch.Ten
         case Band() as rule:
             _band(rule, start, x)
         case Drop() as rule:
-            x.mul_(masks.keep(rule.seed, rule.density, start, len(x)))
+            x.mul_(masks.keep(rule.seed, rule.density, start, len(x), x.device))
         case Prune() as rule:
             _prune(rule, start, x, facts[term.source])
         case Clip() as rule:
@@ -61,11 +61,11 @@ def _prune(rule: Prune, start: int, x: torch.Tensor, table: torch.Tensor) -> Non
     levels = ranks.levels(table, rule.ranks, start, x.abs())
     kept = masks.keep_by_level(rule.seed, rule.probabilities, levels, start)
     if rule.inverse:
-        gains = torch.tensor([1.0 / q if q else 0.0 for q in rule.probabilities])
+        gains = torch.tensor([1.0 / q if q else 0.0 for q in rule.probabilities], device=x.device)
         x.mul_(gains.index_select(0, levels))
     x.mul_(kept)
 
 
 def _fence(rule: Fence, start: int, x: torch.Tensor, divergences: torch.Tensor) -> None:
-    rows = torch.arange(start, start + len(x)) // rule.columns
+    rows = torch.arange(start, start + len(x), device=x.device) // rule.columns
     x.mul_(x.abs().mul_(divergences[rows]) >= rule.least)

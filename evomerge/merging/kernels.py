@@ -15,10 +15,10 @@ import torch
 from evomerge.merging import keeps
 from evomerge.merging.factors import Factors
 from evomerge.merging.keep_rules import Trim
-from evomerge.merging.plan import Delta, Linear, Term, Vote
+from evomerge.merging.plan import Damping, Delta, Linear, Term, Vote
 from evomerge.merging.selection import variance
 
-__all__ = ["Block", "Tally", "ballot", "delta", "linear", "shifted", "vote"]
+__all__ = ["Block", "Tally", "ballot", "damped", "delta", "linear", "shifted", "vote"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +30,14 @@ class Block:
         inputs: stored values by source, each `[n]`, of any float dtype.
         scratch: memory to compute in.
         facts: by source, what is to know of the whole tensor (see `evomerge.merging.facts`).
+        damping: of the tensor.
     """
 
     start: int
     inputs: Mapping[str, torch.Tensor]
     scratch: torch.Tensor
     facts: Mapping[str, torch.Tensor]
+    damping: Damping | None = None
 
 
 @dataclass(slots=True)
@@ -53,12 +55,13 @@ class Tally:
 
 def linear(kernel: Linear, block: Block) -> torch.Tensor:
     """One block of a `Linear`, in scratch memory."""
-    total, other = block.scratch[0].zero_(), block.scratch[1]
+    total, other = block.scratch[:2]
+    total.zero_()
     for term in kernel.terms:
-        values = block.inputs[term.source]
+        other.copy_(block.inputs[term.source])
         if term.factors is not None:
-            values = _scaled(other.copy_(values), term.factors, block.start)
-        total.add_(values, alpha=term.weight)
+            _scaled(other, term.factors, block.start)
+        total.add_(other.mul_(term.weight))
     return total if kernel.divisor == 1 else total.div_(kernel.divisor)
 
 
@@ -68,7 +71,7 @@ def delta(kernel: Delta, block: Block) -> torch.Tensor:
     base.copy_(block.inputs[kernel.base])
     total.zero_()
     for term in kernel.terms:
-        total.add_(kept(term, block, base, other), alpha=term.weight)
+        total.add_(ballot(term, block, base, other))
     if kernel.divisor != 1:
         total.div_(kernel.divisor)
     return shifted(base, total, kernel.scale)
@@ -97,13 +100,13 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
     if tally is not None:
         _count(tally, block.start, total, ballots, spare)
     if any(kernel.shares):
-        torch.sign(ballots, out=spare).mul_(_column(kernel.shares))
+        torch.sign(ballots, out=spare).mul_(_column(kernel.shares, total))
         _fold(spare, divisor)
         if kernel.floor:
             divisor.clamp_(min=kernel.floor)
         divisor.add_(torch.eq(divisor, 0, out=total))
     if any(gain != 1 for gain in kernel.gains):
-        ballots.mul_(_column(kernel.gains))
+        ballots.mul_(_column(kernel.gains, total))
     _fold(ballots, total)
     if any(kernel.shares):
         total.div_(divisor)
@@ -111,7 +114,7 @@ def vote(kernel: Vote, block: Block, *, zero_sign: int = 1, tally: Tally | None 
 
 
 def ballot(term: Term, block: Block, base: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """`weight * keep(theta - base)`. Multiplied on its own, not fused into a sum: elections depend on it."""
+    """`weight * keep(theta - base)`. Multiplied on its own, never fused into a sum: executors then agree to the bit."""
     kept(term, block, base, out)
     return out if term.weight == 1 else out.mul_(term.weight)
 
@@ -126,7 +129,15 @@ def kept(term: Term, block: Block, base: torch.Tensor, out: torch.Tensor) -> tor
 
 
 def _scaled(values: torch.Tensor, factors: Factors, start: int) -> torch.Tensor:
-    return values.mul_(torch.from_numpy(factors.within(start, len(values))))
+    return values.mul_(torch.from_numpy(factors.within(start, len(values))).to(values.device))
+
+
+def damped(values: torch.Tensor, block: Block) -> torch.Tensor:
+    """`theta_0 + factors * (values - theta_0)`, in place of the values; the values as they are without damping."""
+    if block.damping is None:
+        return values
+    base = block.inputs[block.damping.base].float()
+    return _scaled(values.sub_(base), block.damping.factors, block.start).add_(base)
 
 
 def _count(tally: Tally, start: int, total: torch.Tensor, agreeing: torch.Tensor, spare: torch.Tensor) -> None:
@@ -162,5 +173,5 @@ def shifted(base: torch.Tensor, change: torch.Tensor, scale: float) -> torch.Ten
     return (change if scale == 1 else change.mul_(scale)).add_(base)
 
 
-def _column(values: Sequence[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32).unsqueeze(1)
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return like.new_tensor(values).unsqueeze(1)

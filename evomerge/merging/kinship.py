@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from evomerge.errors import require
 from evomerge.merging.cache import remember, remembered
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
 
 __all__ = ["Kinship", "Products", "kinship"]
+
+_VERSION = 1
+"""Raised whenever a measurement would come out differently, or is kept differently."""
 
 _CHUNK = 1 << 16
 """Elements of each model whose signs are compared at a time."""
@@ -118,13 +121,31 @@ def kinship(pool: ModelPool) -> Kinship:
     Raises:
         MissingExtraError: torch is not installed, and nothing is remembered.
     """
-    key = [pool.digest, *pool.experts]
-    facts = remembered("kinship", key)
-    if facts is None:
-        facts = {"cells": [[*place, asdict(cell)] for place, cell in _measured(pool).items()]}
-        remember("kinship", key, facts)
-    cells = {(role, layer): Products(**{**cell, "gram": _table(cell["gram"])}) for role, layer, cell in facts["cells"]}
+    key = [_VERSION, pool.digest, *pool.experts]
+    cells = _recalled(remembered("kinship", key), len(pool.experts))
+    if cells is None:
+        cells = _measured(pool)
+        remember("kinship", key, {"cells": [[*place, asdict(cell)] for place, cell in cells.items()]})
     return Kinship(experts=pool.experts, dtype=pool.dtype, cells=cells)
+
+
+def _recalled(facts: Mapping[str, Any] | None, experts: int) -> dict[tuple[Role, int | None], Products] | None:
+    """What the cache holds; None if there is nothing, or nothing that can be trusted."""
+    try:
+        cells = {(role, layer): _products_of(cell) for role, layer, cell in (facts or {})["cells"]}
+        shapes = {(len(cell.gram), *map(len, cell.gram)) for cell in cells.values()}
+        return cells if shapes == {(experts,) * (experts + 1)} else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _products_of(cell: Mapping[str, Any]) -> Products:
+    return Products(
+        base=float(cell["base"]),
+        gram=_table([float(entry) for entry in row] for row in cell["gram"]),
+        shared=int(cell["shared"]),
+        conflicts=int(cell["conflicts"]),
+    )
 
 
 def _table(rows: Iterable[Iterable[float]]) -> tuple[tuple[float, ...], ...]:

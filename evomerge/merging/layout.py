@@ -22,6 +22,7 @@ __all__ = [
     "is_output_projection",
     "is_token_embedding",
     "layout_of",
+    "stores_inputs_first",
     "towers_of",
     "writes_to_residual",
 ]
@@ -67,6 +68,12 @@ _TOWERS = frozenset(
 
 _WRAPPERS = frozenset({"model", "transformer", "language_model"})
 """Modules in front of a language model, which some files name and others leave out."""
+
+_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+"""Model types whose layers store every linear map as `[in, out]`."""
+
+_INPUTS_FIRST_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text", "aria", "aria_text"})
+"""Model types that store the maps of all experts of a layer in one tensor as `[experts, in, out]`."""
 
 _BUFFERS = frozenset({"masked_bias", "position_ids", "inv_freq"})
 """Stored by some versions of transformers, recomputed by all: constants, not weights."""
@@ -166,6 +173,22 @@ def writes_to_residual(name: str) -> bool:
     key, (*_, parent, _) = classify(name), ("", "", *name.split("."))
     named = parent in _RESIDUAL or (key.role == "attention" and parent in _RESIDUAL_IN_ATTENTION)
     return key.layer is not None and named
+
+
+def stores_inputs_first(name: str, axes: int, model_type: str) -> bool:
+    """Whether the next to last axis of a linear map is that of its inputs, unlike in `torch.nn.Linear`.
+
+    Args:
+        name: of a linear map inside a layer.
+        axes: how many it has.
+        model_type: as the `config.json` has it.
+
+    Example:
+        >>> stores_inputs_first("h.0.mlp.c_fc.weight", 2, "gpt2")
+        True
+    """
+    types = _CONV1D if axes == 2 else _INPUTS_FIRST_EXPERTS
+    return classify(name).layer is not None and model_type in types
 
 
 def is_buffer(name: str, shape: tuple[int, ...]) -> bool:

@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.errors import PoolError
-from evomerge.merging.checkpoint import Checkpoint, TensorInfo, read_header, read_json
+from evomerge.merging.checkpoint import Checkpoint, Model, TensorInfo, read_header
 from evomerge.merging.homology import same_bytes, ties_head
 from evomerge.merging.layout import aligned, is_output_projection, is_token_embedding
+from evomerge.merging.small_files import read_json
 from evomerge.merging.tokenizer import has_vocabulary, shorten
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_FILE", "Adapter", "LowRank", "is_adapter"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_FILE", "Adapter", "LowRank", "adapters_of", "is_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -162,15 +163,41 @@ class Adapter:
         stored = self.own.tensor(self.whole[name]) if name in self.whole else self.base.tensor(name)
         if name not in self.factors:
             return stored
+        left, right = self.sides(name)
+        return torch.addmm(stored.float(), left, right, alpha=self.factors[name].scale)
+
+    def sides(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factors of one change, `W + s left right` with the weight in its stored shape; fp32.
+
+        Raises:
+            KeyError: the adapter does not change this weight.
+        """
         change = self.factors[name]
         a, b = self.own.tensor(change.a).float(), self.own.tensor(change.b).float()
-        left, right = (a.T, b.T) if change.transposed else (b, a)
-        return torch.addmm(stored.float(), left, right, alpha=change.scale)
+        return (a.T, b.T) if change.transposed else (b, a)
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, and not a model."""
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").exists()
+
+
+def adapters_of(models: Mapping[str, Model], names: Iterable[str]) -> dict[str, Adapter]:
+    """Models of a pool that must be adapters, for what is done to low-rank changes alone.
+
+    Raises:
+        PoolError: one of them is a full model.
+    """
+    adapters = {}
+    for name in names:
+        model = models[name]
+        if not isinstance(model, Adapter):
+            raise PoolError(
+                f"{name}: core space needs LoRA adapters that keep the base's vocabulary; got a full model; leave out "
+                "'space: core' to merge weights, or give an adapter"
+            )
+        adapters[name] = model
+    return adapters
 
 
 def _is_copy(own: Checkpoint, stored: str, base: Checkpoint, name: str) -> bool:

@@ -12,9 +12,10 @@ from functools import lru_cache
 
 import torch
 
+from evomerge.recipe.transform_table import VARIANT_MARK
 from evomerge.rng import derive_seed
 
-__all__ = ["keep", "keep_by_level", "tensor_seed", "uniform"]
+__all__ = ["keep", "keep_by_level", "kept_by_word", "limit", "tensor_seed", "uniform", "word"]
 
 # SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), constants as signed 64-bit.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -23,8 +24,11 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def tensor_seed(mask_seed: int, source: str, tensor: str) -> int:
-    """The seed of one source's mask over one tensor; different sources and tensors are independent."""
-    return derive_seed(mask_seed, "mask", source, tensor)
+    """The seed of one source's mask over one tensor; different sources and tensors are independent.
+
+    All variants of an expert share its mask, so that a search compares them under the same noise.
+    """
+    return derive_seed(mask_seed, "mask", source.partition(VARIANT_MARK)[0], tensor)
 
 
 def uniform(seed: int, start: int, count: int) -> torch.Tensor:
@@ -41,7 +45,7 @@ def uniform(seed: int, start: int, count: int) -> torch.Tensor:
     return _hash(seed, start, count).double().mul_(2.0**-32).add_(0.5)
 
 
-def keep(seed: int, density: float, start: int, count: int) -> torch.Tensor:
+def keep(seed: int, density: float, start: int, count: int, device: torch.device | None = None) -> torch.Tensor:
     """Which elements a mask of some density keeps: those whose `uniform` lies below the density.
 
     Args:
@@ -49,11 +53,12 @@ def keep(seed: int, density: float, start: int, count: int) -> torch.Tensor:
         density: in [0, 1); finer than 2^-32 makes no difference.
         start: index of the first element in the flattened tensor.
         count: number of elements.
+        device: of the result; None for the CPU.
 
     Returns:
         int32, 1 where kept and else 0, shape `(count,)`.
     """
-    return _hash(seed, start, count).lt_(_cut(density))
+    return _hash(seed, start, count, device).lt_(_cut(density))
 
 
 def keep_by_level(seed: int, densities: Sequence[float], levels: torch.Tensor, start: int) -> torch.Tensor:
@@ -68,8 +73,42 @@ def keep_by_level(seed: int, densities: Sequence[float], levels: torch.Tensor, s
     Returns:
         int32, 1 where kept and else 0, shape `(count,)`.
     """
-    cuts = torch.tensor([_cut(density) for density in densities], dtype=torch.int32)
-    return _hash(seed, start, len(levels)).lt_(cuts.index_select(0, levels))
+    cuts = torch.tensor([_cut(density) for density in densities], dtype=torch.int32, device=levels.device)
+    return _hash(seed, start, len(levels), levels.device).lt_(cuts.index_select(0, levels))
+
+
+def word(seed: int, start: int) -> int:
+    """Where the hashes of a run of elements begin, for `kept_by_word`.
+
+    Args:
+        seed: from `tensor_seed`.
+        start: index of the first element in the flattened tensor; even.
+    """
+    return _signed(seed + (start // 2 + 1) * _GAMMA)
+
+
+def limit(density: float) -> int:
+    """What a mask of some density keeps lies below, for `kept_by_word`; all but 2^-64 lies below 2^63 - 1."""
+    return _cut(density) << 32
+
+
+def kept_by_word(word: torch.Tensor, limit: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """What `keep` and `keep_by_level` keep, as an expression of tensors; bool, of the shape of `index`.
+
+    Args:
+        word: from `word`, of the run of elements; int64.
+        limit: from `limit`, of the mask or of every element; int64.
+        index: of elements within the run; int64.
+    """
+    z = (index >> 1) * _GAMMA + word
+    z = (z ^ ((z >> 30) & _lowest(34))) * _MIX_1
+    z = (z ^ ((z >> 27) & _lowest(37))) * _MIX_2
+    z = z ^ ((z >> 31) & _lowest(33))
+    return (z << (32 - ((index & 1) << 5))) < limit  # the element's half of the hash, above 32 bits that cannot matter
+
+
+def _lowest(bits: int) -> int:
+    return (1 << bits) - 1
 
 
 def _cut(density: float) -> int:
@@ -77,10 +116,10 @@ def _cut(density: float) -> int:
     return min(math.ceil(density * 2.0**32) - 2**31, 2**31 - 1)
 
 
-def _hash(seed: int, start: int, count: int) -> torch.Tensor:
+def _hash(seed: int, start: int, count: int, device: torch.device | None = None) -> torch.Tensor:
     """Signed 32-bit integers, uniform; elements 2 j and 2 j + 1 are the lower and upper half of the j-th hash."""
     first, last = start // 2, (start + count + 1) // 2
-    z = _multiples(last - first) + _signed(seed + (first + 1) * _GAMMA)
+    z = _multiples(last - first, device) + _signed(seed + (first + 1) * _GAMMA)
     spare = torch.empty_like(z)
     z.bitwise_xor_(_shifted(z, 30, spare)).mul_(_MIX_1)
     z.bitwise_xor_(_shifted(z, 27, spare)).mul_(_MIX_2)
@@ -89,9 +128,9 @@ def _hash(seed: int, start: int, count: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=4)
-def _multiples(count: int) -> torch.Tensor:
+def _multiples(count: int, device: torch.device | None) -> torch.Tensor:
     """`0, gamma, 2 gamma, ...` modulo 2^64: the same for every block of one size."""
-    return torch.arange(count).mul_(_GAMMA)
+    return torch.arange(count, device=device).mul_(_GAMMA)
 
 
 def _signed(word: int) -> int:
@@ -101,4 +140,4 @@ def _signed(word: int) -> int:
 
 def _shifted(z: torch.Tensor, bits: int, out: torch.Tensor) -> torch.Tensor:
     """Logical right shift; torch's own keeps the sign."""
-    return torch.bitwise_right_shift(z, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
+    return torch.bitwise_right_shift(z, bits, out=out).bitwise_and_(_lowest(64 - bits))

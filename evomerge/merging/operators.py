@@ -25,11 +25,24 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from evomerge.errors import MergeError
+from evomerge.merging.core import core_space
+from evomerge.merging.damping import damped
 from evomerge.merging.gram_operators import GRAM_LOWERINGS
-from evomerge.merging.lowering import Lowering, delta, divisor_of, linear, per_source, terms_of
-from evomerge.merging.plan import Copy, Kernel, MergePlan, TensorPlan
+from evomerge.merging.lowering import (
+    Lowering,
+    base_of,
+    delta,
+    divisor_of,
+    linear,
+    per_source,
+    scale_of,
+    terms_of,
+)
+from evomerge.merging.plan import Copy, Core, Isotropic, Kernel, MergePlan, TensorPlan
 from evomerge.merging.sparse import is_float
 from evomerge.merging.sparse_operators import SPARSE_LOWERINGS
+from evomerge.merging.widen import widen
+from evomerge.recipe import DEPTH_ROLES
 from evomerge.recipe.averaging import as_linear
 
 if TYPE_CHECKING:
@@ -44,15 +57,40 @@ def lower(recipe: Recipe, pool: ModelPool) -> MergePlan:
 
     Args:
         recipe: what to merge.
-        pool: the models that it names. Facts about them (scalar products, order statistics) are computed when first
-            needed and kept in memory, so later calls are quick.
+        pool: the models that it names. Facts about them (scalar products, order statistics) and their variants are
+            computed when first needed and kept, so later calls are quick.
 
     Raises:
-        MergeError: the recipe names models that the pool lacks, or has another number of layers.
+        MergeError: the recipe names models that the pool lacks, has another number of layers, or asks for a
+            calibration that the pool lacks.
     """
     _check(recipe, pool)
+    if recipe.space == "core":
+        return _in_core_space(recipe, pool)
+    recipe = recipe.on_variants()
     lowering = _LOWERINGS[recipe.operator](recipe, pool)
     return MergePlan(tensors=tuple(_tensor(spec, recipe, pool, lowering) for spec in pool.specs))
+
+
+def _in_core_space(recipe: Recipe, pool: ModelPool) -> MergePlan:
+    """The plan of a merge of adapters in the coordinates that they share, `evomerge.merging.core`.
+
+    Weights that an adapter stores whole are merged as they are, under the same lowering; the others that no adapter
+    changes are copies. What counts or ranks the elements of the model takes these alone.
+    """
+    if recipe.base != pool.base:
+        raise MergeError(f"core space: expected {pool.base!r} as base, which the adapters change; got {recipe.base!r}")
+    space = core_space(pool, recipe.sources)
+    lowering = _LOWERINGS[recipe.operator](recipe, space.pool) if space.pool.specs else None
+    inner = {spec.name: lowering(spec) for spec in space.pool.specs} if lowering else {}
+
+    def outer(spec: TensorSpec) -> Kernel:
+        kernel = inner.get(spec.name, Copy(source=pool.base))
+        if isinstance(kernel, Copy) or spec.name not in space.spans:
+            return kernel
+        return Core(base=pool.base, sources=recipe.sources, inner=kernel)
+
+    return MergePlan(tensors=tuple(_tensor(spec, recipe, pool, outer) for spec in pool.specs))
 
 
 def _check(recipe: Recipe, pool: ModelPool) -> None:
@@ -69,7 +107,8 @@ def _check(recipe: Recipe, pool: ModelPool) -> None:
 def _tensor(spec: TensorSpec, recipe: Recipe, pool: ModelPool, lowering: Lowering) -> TensorPlan:
     if not is_float(spec):
         return TensorPlan(name=spec.name, shape=spec.shape, dtype=spec.dtype, kernel=Copy(source=pool.base))
-    return TensorPlan(name=spec.name, shape=spec.shape, dtype=recipe.dtype, kernel=lowering(spec))
+    plan = TensorPlan(name=spec.name, shape=spec.shape, dtype=recipe.dtype, kernel=lowering(spec))
+    return damped(plan, recipe, pool, spec)
 
 
 def _linear(recipe: Recipe, pool: ModelPool) -> Lowering:
@@ -99,10 +138,31 @@ def _task_arithmetic(recipe: Recipe, pool: ModelPool) -> Lowering:
     return lowering
 
 
+def _iso_c(recipe: Recipe, pool: ModelPool) -> Lowering:
+    """`theta_0 + lambda mean(S) U V^T` for `sum w_k x_k = U S V^T` (Marczak et al. 2025, "Iso-C").
+
+    For the matrices of layers, expert by expert in stacks of them. Vectors take the mean of the task vectors, as in the
+    authors' code; embeddings and heads do too, whose rows are vectors of tokens.
+    """
+
+    def lowering(spec: TensorSpec) -> Kernel:
+        terms = terms_of(recipe.sources, per_source(recipe, "weight", spec))
+        scale = scale_of(recipe, spec)
+        if len(spec.shape) not in (2, 3) or spec.role not in DEPTH_ROLES:
+            return delta(recipe, spec, terms, float(len(recipe.sources)))
+        if not terms or not scale:
+            return Copy(source=base_of(recipe))
+        return Isotropic(base=base_of(recipe), terms=terms, scale=scale)
+
+    return lowering
+
+
 _LOWERINGS: Mapping[str, Callable[[Recipe, ModelPool], Lowering]] = MappingProxyType(
     {
         "linear": _linear,
         "task_arithmetic": _task_arithmetic,
+        "iso_c": _iso_c,
+        "widen": widen,
         "metric_average": _checkpoint_average,
         "decay_average": _checkpoint_average,
         **GRAM_LOWERINGS,

@@ -18,7 +18,10 @@ from evomerge.merging.keep_rules import Keep, Trim
 __all__ = [
     "Consensus",
     "Copy",
+    "Core",
+    "Damping",
     "Delta",
+    "Isotropic",
     "Kernel",
     "Linear",
     "MergePlan",
@@ -153,7 +156,46 @@ class Overlap:
     gains: tuple[float, ...]
 
 
-Kernel = Copy | Linear | Delta | Vote | Consensus | Winner | Overlap
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Isotropic:
+    """A sum of task vectors whose singular values are all set to their mean.
+
+    With `sum_k weight_k x_k = U S V^T`, matrix by matrix along leading axes: `theta_0 + scale * mean(S) * U V^T`. See
+    `evomerge.merging.matrices` for the singular values that count as zero.
+
+    Attributes:
+        terms: one or more, keeping everything.
+    """
+
+    base: str
+    terms: tuple[Term, ...]
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Core:
+    """A merge of low-rank changes in the coordinates that they share: `theta_0 + U M V^T`.
+
+    Attributes:
+        base: the base of the pool.
+        sources: the adapters that span the coordinates (see `evomerge.merging.core`).
+        inner: what makes M of the adapters' coordinates, on a base of zero.
+    """
+
+    base: str
+    sources: tuple[str, ...]
+    inner: Kernel
+
+
+Kernel = Copy | Linear | Delta | Vote | Consensus | Winner | Overlap | Isotropic | Core
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damping:
+    """A share of each change: `theta_0 + factors * (merged - theta_0)`."""
+
+    base: str
+    factors: Factors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,26 +205,34 @@ class TensorPlan:
     Attributes:
         dtype: of the result, torch's name without `torch.`.
         kernel: how to compute it.
+        damping: what is done to the kernel's result before it is rounded; None for nothing.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     kernel: Kernel
+    damping: Damping | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Pool names of the models that are read, the base first."""
-        kernel = self.kernel
-        if isinstance(kernel, Copy):
-            return (kernel.source,)
-        base = () if isinstance(kernel, Linear) else (kernel.base,)
-        return base + tuple(term.source for term in kernel.terms)
+        damped = () if self.damping is None else (self.damping.base,)
+        return tuple(dict.fromkeys(damped + _sources(self.kernel)))
 
     @property
     def digest(self) -> str:
         """32 hexadecimal digits; from one pool, equal digests mean equal bytes."""
         return hashlib.blake2b(repr(self).encode(), digest_size=16).hexdigest()
+
+
+def _sources(kernel: Kernel) -> tuple[str, ...]:
+    if isinstance(kernel, Copy):
+        return (kernel.source,)
+    if isinstance(kernel, Core):
+        return (kernel.base, *kernel.sources)
+    base = () if isinstance(kernel, Linear) else (kernel.base,)
+    return base + tuple(term.source for term in kernel.terms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

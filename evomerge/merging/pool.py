@@ -15,14 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, final
 
 from evomerge.errors import PoolError
+from evomerge.merging.calibrated import MOMENTS_FILE, Calibration
 from evomerge.merging.checkpoint import Checkpoint, Model, TensorInfo
 from evomerge.merging.content import Content, scan
-from evomerge.merging.homology import Terms, carried_by, faults_between, faults_within, weights_of
+from evomerge.merging.homology import (
+    Terms,
+    carried_by,
+    faults_between,
+    faults_within,
+    saying_whether_tied,
+    weights_of,
+)
 from evomerge.merging.layout import TensorKey, aligned, is_buffer, layout_of
 from evomerge.merging.lora import ADAPTER_CONFIG, Adapter, is_adapter
+from evomerge.merging.small_files import read_bytes
 from evomerge.merging.tokenizer import TOKENIZER_FILES
-from evomerge.merging.vocabulary import config_in, translated
+from evomerge.merging.variants import variant_tensor
+from evomerge.merging.vocabulary import Translated, config_in, translated
 from evomerge.recipe import OutputDtype, Role
+from evomerge.recipe.transform_table import VARIANT_MARK
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +74,10 @@ class ModelPool:
         layers: number of layers.
         dtype: of the base's weights; the one that takes most bytes, if they differ.
         digest: 32 hexadecimal digits over names, configurations, tokenizers and every byte of the weights.
+        contents: of each model, 32 hexadecimal digits over all that decides its tensors in this pool.
         config: content of the merged model's `config.json`, dtype aside.
         tokenizer: pool name of the model whose tokenizer, special tokens and chat template the merged model takes.
+        calibration: the texts that models are run over, for what merging asks of their activations and gradients.
     """
 
     models: Mapping[str, Model]
@@ -73,9 +86,11 @@ class ModelPool:
     layers: int
     dtype: OutputDtype
     digest: str
+    contents: Mapping[str, str]
     config: Mapping[str, Any]
     base: str = BASE
     tokenizer: str = BASE
+    calibration: Calibration | None = None
 
     @classmethod
     def open(cls, base: Path, experts: Mapping[str, Path], *, tokenizer: str | None = None) -> ModelPool:
@@ -111,10 +126,12 @@ class ModelPool:
 
     @classmethod
     def _of(cls, models: Mapping[str, Model], contents: Mapping[Path, Content], tokenizer: str | None) -> ModelPool:
-        terms, digest = Terms.of(models, tokenizer), _digest(models, contents, tokenizer)
+        terms = Terms.of(models, tokenizer)
+        parts = {name: _parts(model, contents) for name, model in models.items()}
         dtype = _majority(weights_of(models[BASE], terms).values())
         chosen = tokenizer or BASE
         config = config_in(models[BASE], models[chosen]) if chosen != BASE else models[BASE].config
+        config = saying_whether_tied(config, terms)
         if tokenizer is not None:
             models = translated(models, tokenizer, BASE)
         base = models[BASE]
@@ -131,7 +148,8 @@ class ModelPool:
             carried=_specs(carried_by(base, terms), keys),
             layers=1 + max(layers),
             dtype=dtype,
-            digest=digest,
+            digest=_digest(parts, tokenizer),
+            contents={name: _content(name, parts, tokenizer) for name in parts},
             config=config,
             tokenizer=chosen,
         )
@@ -147,6 +165,11 @@ class ModelPool:
         return tuple(name for name in self.models if name != self.base)
 
     @property
+    def changes_tokenizers(self) -> bool:
+        """Whether some model of the pool gets another tokenizer, or other rows for its tokens, than it came with."""
+        return self.tokenizer != self.base or any(isinstance(model, Translated) for model in self.models.values())
+
+    @property
     def tokenizer_folder(self) -> Path:
         """Where the merged model's tokenizer lives."""
         return self.models[self.tokenizer].tokenizer_folder
@@ -156,15 +179,16 @@ class ModelPool:
 
         Memory-mapped, in the dtype that this model stores. Made anew by each call where a LoRA adapter changes it (in
         fp32, see `lora`) and where rows move to another vocabulary (in the widest dtype involved, see `vocabulary`).
+        A variant such as `math~star:40` is built when it is first asked for (see `variants`).
 
         Args:
-            model: a pool name.
+            model: a pool name, or that of a variant.
             name: the name of a spec; of the base, also that of a carried tensor.
 
         Raises:
             KeyError: no such model or tensor.
         """
-        return self.models[model].tensor(name)
+        return self.models[model].tensor(name) if model in self.models else variant_tensor(self, model, name)
 
     def folder(self, model: str) -> Path:
         """Where a model lives.
@@ -180,17 +204,21 @@ def _open_all(base: Path, experts: Mapping[str, Path]) -> tuple[dict[str, Model]
     faults = []
     if BASE in experts:
         faults.append(f"an expert cannot be named {BASE!r}, the name of the base model; rename it")
+    if marked := [name for name in experts if VARIANT_MARK in name]:
+        faults.append(
+            f"expected names of experts without {VARIANT_MARK!r}, which marks variants; got {marked}; rename them"
+        )
     try:
         root = Checkpoint.open(base)
         models[BASE] = root
-    except PoolError as error:
+    except (PoolError, OSError) as error:
         root = None
         faults.append(f"{BASE}: {error}")
     for name, folder in experts.items():
         try:
             if name != BASE and (expert := _open_expert(folder, root)) is not None:
                 models[name] = expert
-        except PoolError as error:
+        except (PoolError, OSError) as error:
             faults.append(f"{name}: {error}")
     return models, faults
 
@@ -253,16 +281,23 @@ def _majority(tensors: Iterable[TensorInfo]) -> OutputDtype:
     return cast("OutputDtype", sizes.most_common(1)[0][0])
 
 
-def _digest(models: Mapping[str, Model], contents: Mapping[Path, Content], tokenizer: str | None) -> str:
-    hasher = hashlib.blake2b(digest_size=16)
-    for name, model in models.items():
-        small = [model.folder / file for file in ("config.json", ADAPTER_CONFIG, *TOKENIZER_FILES)]
-        texts = [file.read_bytes() for file in small if file.is_file()]
-        parts = [name, *(contents[file].digest for file in model.files), *map(_hash, texts)]
-        hasher.update("\x1f".join(parts).encode() + b"\x1e")
-    if tokenizer is not None:
-        hasher.update(tokenizer.encode())
-    return hasher.hexdigest()
+def _parts(model: Model, contents: Mapping[Path, Content]) -> list[str]:
+    """Digests of the files that make a model."""
+    small = [model.folder / file for file in ("config.json", ADAPTER_CONFIG, *TOKENIZER_FILES)]
+    texts = [read_bytes(file) for file in small if file.is_file()]
+    moments = [scan(file).digest for file in [model.folder / MOMENTS_FILE] if file.is_file()]
+    return [*(contents[file].digest for file in model.files), *map(_hash, texts), *moments]
+
+
+def _digest(parts: Mapping[str, list[str]], tokenizer: str | None) -> str:
+    entries = ("\x1f".join([name, *own]) + "\x1e" for name, own in parts.items())
+    return _hash(("".join(entries) + (tokenizer or "")).encode())
+
+
+def _content(model: str, parts: Mapping[str, list[str]], tokenizer: str | None) -> str:
+    """A model's names, and the weights that an adapter or another vocabulary adds to, may come from two others."""
+    involved = (parts[model], parts[BASE], [] if tokenizer is None else parts[tokenizer])
+    return _hash("\x1e".join("\x1f".join(part) for part in involved).encode())
 
 
 def _hash(content: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.merging import masks, statistics
+from evomerge.merging import masks, prepared, statistics
 from evomerge.merging.keep_rules import Prune, RankScope
 from evomerge.merging.statistics import CHUNK, Difference
 
@@ -31,7 +31,10 @@ def table(pool: ModelPool, difference: Difference, scope: RankScope) -> torch.Te
         uint8; of shape `[elements]` by row, `[2^15]` by tensor.
     """
     make = _by_row if scope == "row" else _by_bin
-    return statistics.once(pool, ("levels", difference, scope), lambda: make(pool, difference))
+    found = prepared.arrays(
+        pool, f"levels by {scope}", difference.models, difference.names, lambda: (make(pool, difference).numpy(),)
+    )
+    return torch.from_numpy(found[0])
 
 
 def levels(table: torch.Tensor, scope: RankScope, start: int, magnitudes: torch.Tensor) -> torch.Tensor:
@@ -72,16 +75,9 @@ def _by_row(pool: ModelPool, difference: Difference) -> torch.Tensor:
     for top in range(0, len(found), rows):
         part = slice(top, top + rows)
         x = source.reshape(-1, columns)[part].float() - base.reshape(-1, columns)[part].float()
-        order = _descending(x.abs_())
+        order = statistics.descending(x.abs_())
         found[part].scatter_(1, order, falling.to(torch.uint8).expand_as(order))
     return found.view(-1)
-
-
-def _descending(magnitudes: torch.Tensor) -> torch.Tensor:
-    """Columns of every row, largest magnitude first. Integers that hold both sort in half the time of a stable sort."""
-    keys = (0x7FFFFFFF - magnitudes.view(torch.int32).long()) << 32 | torch.arange(magnitudes.shape[1])
-    keys.numpy().sort(axis=1)
-    return keys & 0xFFFFFFFF
 
 
 def _by_bin(pool: ModelPool, difference: Difference) -> torch.Tensor:

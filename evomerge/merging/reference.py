@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evomerge.merging.calibrated import importance
 from evomerge.merging.gram_reference import GRAM_REFERENCES
+from evomerge.merging.layout import stores_inputs_first
+from evomerge.merging.matrix_reference import in_core_space, iso_c
 from evomerge.merging.sparse_reference import SPARSE_REFERENCES, difference, sparsified
+from evomerge.merging.widen_reference import widen
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
@@ -34,6 +38,29 @@ def reference_merge(recipe: Recipe, pool: ModelPool) -> Iterator[tuple[str, torc
     Yields:
         Names and fp64 tensors in the order of the pool's specs; tensors that hold no floats are the base's.
     """
+    omega = dict(recipe.parameters).get("omega")
+    specs = {spec.name: spec for spec in pool.specs}
+    for name, values in _undamped(recipe, pool):
+        yield name, values if omega is None else _damped(values, recipe, pool, specs[name])
+
+
+def _damped(merged: torch.Tensor, recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> torch.Tensor:
+    """`theta_0 + (merged - theta_0) (1 - (1 - omega) s_j)` on input j of a linear map."""
+    (omega,) = recipe.parameter("omega").at(spec.role, spec.layer)
+    means = importance(pool, spec.name) if _is_float(spec) and omega < 1 else None
+    if means is None or not means.any():
+        return merged
+    base = pool.tensor(str(recipe.base), spec.name).double()
+    factors = 1 - (1 - omega) * torch.from_numpy(means / means.max())
+    first = stores_inputs_first(spec.name, 2, str(pool.config.get("model_type")))
+    return base + (merged - base) * (factors[:, None] if first else factors)
+
+
+def _undamped(recipe: Recipe, pool: ModelPool) -> Iterator[tuple[str, torch.Tensor]]:
+    if recipe.space == "core":
+        yield from in_core_space(recipe, pool, _merged)
+        return
+    recipe = recipe.on_variants()
     for spec in pool.specs:
         if _is_float(spec):
             yield spec.name, _merged(recipe, pool, spec).reshape(spec.shape)
@@ -44,6 +71,10 @@ def reference_merge(recipe: Recipe, pool: ModelPool) -> Iterator[tuple[str, torc
 def _merged(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> torch.Tensor:
     if special := GRAM_REFERENCES.get(recipe.operator) or SPARSE_REFERENCES.get(recipe.operator):
         return special(recipe, pool, spec)
+    if recipe.operator == "iso_c":
+        return iso_c(recipe, pool, spec)
+    if recipe.operator == "widen":
+        return widen(recipe, pool, spec)
     if recipe.operator == "linear":
         return _linear(recipe, pool, spec)
     base = pool.tensor(str(recipe.base), spec.name).double().reshape(-1)

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from evomerge.merging import statistics
+from evomerge.merging import prepared, statistics
 from evomerge.merging.keep_rules import Trim
 from evomerge.merging.keeps import trim
 from evomerge.merging.statistics import CHUNK, chunks
@@ -42,10 +43,15 @@ class Changes:
     sources: tuple[str, ...]
     name: str
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Base and sources."""
+        return self.base, *self.sources
+
     def blocks(self, pool: ModelPool) -> Iterator[tuple[int, torch.Tensor]]:
         """Pairs of the first element's index and all `x_k` of a run of elements, fp32, `[K, n]`."""
         start = 0
-        streams = zip(*(chunks(pool, model, self.name) for model in (self.base, *self.sources)), strict=True)
+        streams = zip(*(chunks(pool, model, self.name) for model in self.models), strict=True)
         for base, *thetas in streams:
             yield start, torch.stack([theta.float() for theta in thetas]).sub_(base.float())
             start += len(base)
@@ -58,9 +64,9 @@ class Variance:
     changes: Changes
 
     @property
-    def base(self) -> str:
-        """The base of the changes."""
-        return self.changes.base
+    def models(self) -> tuple[str, ...]:
+        """Base and sources."""
+        return self.changes.models
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,6 +86,11 @@ class Importance:
     base: str
     source: str
     name: str
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Base and source."""
+        return self.base, self.source
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,15 +129,19 @@ def variance(x: torch.Tensor, spare: torch.Tensor, out: torch.Tensor) -> torch.T
 
 def nonzero(pool: ModelPool, measure: statistics.Measure) -> int:
     """How many elements are not 0."""
-    return statistics.once(
-        pool, ("nonzero", measure), lambda: sum(int(block.count_nonzero()) for _, block in measure.blocks(pool))
+    (count,) = statistics.numbers(
+        pool, "nonzero", measure, lambda: [sum(int(block.count_nonzero()) for _, block in measure.blocks(pool))]
     )
+    return int(count)
 
 
 def energies(pool: ModelPool, changes: Changes, select: Trim | None) -> tuple[float, ...]:
     """Sum of squares of every source's changes where their variance is selected, in fp64; None selects all."""
     if select is None:
-        return statistics.once(pool, ("energies", changes), lambda: _energies(pool, changes, None))
+        found = prepared.arrays(
+            pool, "energies", changes.models, (changes.name,), lambda: (np.array(_energies(pool, changes, None)),)
+        )
+        return tuple(found[0].tolist())
     return _energies(pool, changes, select)
 
 
@@ -147,7 +162,10 @@ def divergences(pool: ModelPool, base: str, source: str, name: str) -> torch.Ten
     Returns:
         fp32, computed in fp64, of shape `[rows]`; a row is a run of the last axis.
     """
-    return statistics.once(pool, ("divergences", base, source, name), lambda: _divergences(pool, base, source, name))
+    found = prepared.arrays(
+        pool, "divergences", (base, source), (name,), lambda: (_divergences(pool, base, source, name).numpy(),)
+    )
+    return torch.from_numpy(found[0])
 
 
 def _mean(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging import masks, ranks, statistics
+from evomerge.merging import masks, prepared, ranks, statistics
 from evomerge.merging.keep_rules import Band, Drop, Keep, Prune, RankScope, Trim
 from evomerge.merging.plan import Term
 
@@ -42,8 +42,8 @@ class Part:
 
 
 def is_float(spec: TensorSpec) -> bool:
-    """Whether a tensor holds weights; others are never merged."""
-    return spec.dtype in {"bfloat16", "float16", "float32", "float64"}
+    """Whether a tensor holds weights; others, and those without elements, are never merged."""
+    return spec.dtype in {"bfloat16", "float16", "float32", "float64"} and 0 not in spec.shape
 
 
 def trimmed(recipe: Recipe, pool: ModelPool) -> Callable[[TensorSpec], list[Part]]:
@@ -155,21 +155,30 @@ def _drop_rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str
     if recipe.option("rescale") == "inverse":
         return 1.0 / drop.density
     difference = _difference(recipe, source, spec.name)
-    return _l1_rescale(recipe, pool, difference, lambda: statistics.kept_l1(pool, difference, drop))
+    return _l1_rescale(recipe, pool, difference, drop, lambda: statistics.kept_l1(pool, difference, drop))
 
 
 def _prune_rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, prune: Prune) -> float:
     difference = _difference(recipe, source, spec.name)
-    return _l1_rescale(recipe, pool, difference, lambda: ranks.kept_l1(pool, difference, prune))
+    return _l1_rescale(recipe, pool, difference, prune, lambda: ranks.kept_l1(pool, difference, prune))
 
 
 def _l1_rescale(
-    recipe: Recipe, pool: ModelPool, difference: statistics.Difference, kept_l1: Callable[[], float]
+    recipe: Recipe,
+    pool: ModelPool,
+    difference: statistics.Difference,
+    rule: Drop | Prune,
+    kept_l1: Callable[[], float],
 ) -> float:
-    """What restores the sum of magnitudes, if that is what the recipe asks for."""
+    """What restores the sum of magnitudes, if that is what the recipe asks for; candidates often share their masks."""
     if recipe.option("rescale") != "l1":
         return 1.0
-    before, after = statistics.l1(pool, difference), kept_l1()
+    latest: dict[Keep, float] = prepared.once(pool, ("kept l1", difference), dict)
+    if rule not in latest:
+        after = kept_l1()
+        latest.clear()  # densities are many: only the last is remembered
+        latest[rule] = after
+    before, after = statistics.l1(pool, difference), latest[rule]
     return before / after if min(before, after) >= 1e-7 else 1.0
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.merging.checkpoint import read_json
+from evomerge.errors import PoolError
+from evomerge.merging.small_files import read_bytes, read_json, read_text
 
 __all__ = ["TOKENIZER_FILES", "has_vocabulary", "shorten", "token_ids", "tokenizer_faults", "translation_faults"]
 
@@ -39,7 +40,8 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token")
 _FLAGS = ("add_bos_token", "add_eos_token")
 
 _REMEDY = (
-    "say with pool.tokenizer whose the merged model takes, or, if the two mean the same, copy the base's file over"
+    "say with pool.tokenizer (or --tokenizer) whose the merged model takes, or, if the two mean the same, copy the "
+    "base's file over"
 )
 
 _INHERENT = frozenset({"type", "normalization", "content"})
@@ -91,7 +93,8 @@ def token_ids(folder: Path) -> dict[str, int]:
     Raises:
         PoolError: a tokenizer file that is no JSON.
     """
-    parts = next((read(folder) for file, read in _READERS.items() if (folder / file).is_file()), {})
+    file = next((file for file in _READERS if (folder / file).is_file()), None)
+    parts = {} if file is None else _parts(file, folder)
     ids = {}
     for key, value in parts.get("vocabulary", {}).items():
         # Unigram models and plain lists are read as id to token, the others as token to id.
@@ -111,7 +114,7 @@ def _vocabulary_faults(base: Path, model: Path) -> list[tuple[str, str]]:
     common = [file for file in _READERS if (base / file).is_file() and (model / file).is_file()]
     if common:
         file = common[0]
-        mine, theirs = _READERS[file](base), _READERS[file](model)
+        mine, theirs = _parts(file, base), _parts(file, model)
         parts = [part for part in mine if mine[part] != theirs.get(part)]
         return [(part, _difference(f"{file} {part}", mine[part], theirs.get(part, {}))) for part in parts]
     held = [[file for file in _READERS if (folder / file).is_file()] for folder in (base, model)]
@@ -151,7 +154,7 @@ def _token_text(token: Any) -> Any:
 def _chat_template(folder: Path) -> Any:
     """The default chat template, wherever this version keeps it; None if there is none."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja")
     for file in ("chat_template.json", "tokenizer_config.json"):
         if (folder / file).is_file() and (template := read_json(folder / file).get("chat_template")):
             return template
@@ -174,6 +177,20 @@ def _first_difference(base: Any, model: Any) -> tuple[str, str]:
     return shorten(base[start:]), shorten(model[start:])
 
 
+def _parts(file: str, folder: Path) -> dict[str, dict[Any, Any]]:
+    """What a vocabulary file holds, by part.
+
+    Raises:
+        PoolError: it cannot be read, or is none.
+    """
+    try:
+        return _READERS[file](folder)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise PoolError(
+            f"{folder / file}: expected a tokenizer; got {type(error).__name__}: {error}; copy the file again"
+        ) from error
+
+
 def _read_tokenizer_json(folder: Path) -> dict[str, dict[Any, Any]]:
     data = read_json(folder / "tokenizer.json")
     model = data.get("model") or {}
@@ -182,19 +199,23 @@ def _read_tokenizer_json(folder: Path) -> dict[str, dict[Any, Any]]:
         "type": {"model": model.get("type")},
         "vocabulary": _vocabulary(model.get("vocab") or {}),
         "merges": dict(enumerate(merges)),
-        "added tokens": {token["id"]: token["content"] for token in data.get("added_tokens") or []},
+        "added tokens": {int(token["id"]): token["content"] for token in data.get("added_tokens") or []},
         "normalization": {key: data.get(key) for key in ("normalizer", "pre_tokenizer")},
     }
 
 
 def _vocabulary(vocab: Mapping[str, int] | list[Any]) -> dict[Any, Any]:
     """Token to id; for unigram models, id to token and its log probability."""
-    return dict(vocab) if isinstance(vocab, Mapping) else dict(enumerate(vocab))
+    if isinstance(vocab, Mapping):
+        return {token: int(number) for token, number in vocab.items()}
+    if any(not isinstance(entry, str) and not isinstance(entry[0], str) for entry in vocab):
+        raise TypeError("tokens that are no text")
+    return dict(enumerate(vocab))
 
 
 def _read_vocab_json(folder: Path) -> dict[str, dict[Any, Any]]:
     merges = folder / "merges.txt"
-    lines = merges.read_text(encoding="utf-8").splitlines() if merges.is_file() else []
+    lines = read_text(merges).splitlines() if merges.is_file() else []
     rules = [line for line in lines if line and not line.startswith("#version")]
     added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
     return {
@@ -205,13 +226,13 @@ def _read_vocab_json(folder: Path) -> dict[str, dict[Any, Any]]:
 
 
 def _read_vocab_txt(folder: Path) -> dict[str, dict[Any, Any]]:
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    lines = read_text(folder / "vocab.txt").splitlines()
     return {"vocabulary": dict(enumerate(lines))}
 
 
 def _read_binary(file: str) -> Callable[[Path], dict[str, dict[Any, Any]]]:
     def read(folder: Path) -> dict[str, dict[Any, Any]]:
-        return {"content": {"digest": hashlib.blake2b((folder / file).read_bytes(), digest_size=8).hexdigest()}}
+        return {"content": {"digest": hashlib.blake2b(read_bytes(folder / file), digest_size=8).hexdigest()}}
 
     return read
 

@@ -8,7 +8,7 @@ how text becomes tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-__all__ = ["Translated", "config_in", "translated", "vocabulary_size"]
+__all__ = ["Translated", "config_in", "mergekit_differences", "translated", "vocabulary_size"]
 
 _TOKEN_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -124,6 +124,38 @@ def translated(models: Mapping[str, Model], chosen: str, base: str) -> dict[str,
     base_model = models[base] if base == chosen else translate(base, models[chosen])
     done = {base: base_model, chosen: models[chosen]}
     return {name: done[name] if name in done else translate(name, base_model) for name in models}
+
+
+def mergekit_differences(
+    models: Mapping[str, Model], chosen: str, base: str, merged: Collection[str], merged_base: str | None
+) -> list[str]:
+    """Where mergekit's `tokenizer_source` fills rows otherwise than `translated` does, one line each.
+
+    A token that some merged model lacks gets the row of the merge's base if that has one, else the mean of all that
+    have one; rows without a token are not kept.
+
+    Args:
+        models: by pool name, translated or not.
+        chosen: whose vocabulary.
+        base: whose rows stand in here.
+        merged: the models that the recipe reads.
+        merged_base: which of them it names as base.
+    """
+    texts = {name: token_ids(model.tokenizer_folder) for name, model in models.items()}
+    target, size = texts[chosen], vocabulary_size(models[chosen])
+
+    def differs(token: str) -> bool:
+        having = [name for name in merged if token in texts[name]]
+        filling = base if token in texts[base] else chosen
+        return len(having) < len(merged) and having != [filling] and filling != merged_base
+
+    found = []
+    if target and size != len(target):
+        found.append(f"padding: it gives the merged model {len(target)} rows, one for each token; here {size}")
+    if averaged := [token for token in target if differs(token)]:
+        some = f"{len(averaged)} token(s) that some models lack, such as {averaged[0]!r}"
+        found.append(f"{some}: it fills in a mean over models where the row is that of {base} or {chosen} here")
+    return found
 
 
 def vocabulary_size(model: Model) -> int:

@@ -1,7 +1,8 @@
 """Recipes: explicit, canonical descriptions of one merge."""
 
+from evomerge.recipe.field import DEPTH_ROLES, EDGE_ROLES, ROLES, Field, Role
 from evomerge.recipe.operators import OPERATORS
-from evomerge.recipe.recipe import DEPTH_ROLES, EDGE_ROLES, ROLES, Field, OutputDtype, Recipe, Role, options_of, uniform
+from evomerge.recipe.recipe import OutputDtype, Recipe, Space, options_of, uniform
 from evomerge.recipe.schema import Operator, OptionValue, Parameter, Preset
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Preset",
     "Recipe",
     "Role",
+    "Space",
     "options_of",
     "uniform",
 ]

@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from evomerge.recipe.field import Field, Role
 from evomerge.recipe.operators import OPERATORS
-from evomerge.recipe.recipe import Field, Recipe, Role, options_of
+from evomerge.recipe.recipe import Recipe, options_of
 
 __all__ = ["as_linear"]
 

@@ -14,13 +14,17 @@ _METRIC = replace(WEIGHT, minimum=1e-6, maximum=1e9, low=0.1, high=1.0)
 _POWER = Parameter(scope="shared", minimum=-20.0, maximum=20.0, low=-4.0, high=4.0, default=1.0)
 _DECAY = Parameter(scope="shared", minimum=0.01, maximum=100.0, low=0.25, high=4.0, default=1.0)
 
+_PULL = replace(WEIGHT, minimum=0.0)
+"""A mean on the sphere is the point nearest to all; with weights of both signs there need not be one, and the steps
+towards it amplify any rounding."""
+
 _ON_WEIGHTS = {"weight": WEIGHT}
 _ON_TASK_VECTORS = {"weight": WEIGHT, "lambda": LAMBDA}
 _SAME: Mapping[Preset, Mapping[str, OptionValue]] = {"paper": {}, "mergekit": {}}
 _WHOLE = {"per": "tensor"}
 
 GRAM_OPERATORS = (
-    Operator(name="slerp", parameters={"t": _T}, presets=_SAME, needs_base=True, max_sources=1),
+    Operator(name="slerp", parameters={"t": _T}, presets=_SAME, needs_base=True, max_sources=1, reads_base=True),
     Operator(
         name="nuslerp",
         parameters=_ON_WEIGHTS,
@@ -39,8 +43,8 @@ GRAM_OPERATORS = (
     ),
     Operator(name="multislerp", parameters=_ON_WEIGHTS, presets=_SAME, needs_base=False),
     Operator(name="multislerp_delta", parameters=_ON_TASK_VECTORS, presets=_SAME, needs_base=True),
-    Operator(name="karcher", parameters=_ON_WEIGHTS, presets=_SAME, needs_base=False),
-    Operator(name="karcher_delta", parameters=_ON_TASK_VECTORS, presets=_SAME, needs_base=True),
+    Operator(name="karcher", parameters={"weight": _PULL}, presets=_SAME, needs_base=False),
+    Operator(name="karcher_delta", parameters={"weight": _PULL, "lambda": LAMBDA}, presets=_SAME, needs_base=True),
     Operator(
         name="model_stock",
         parameters={"lambda": LAMBDA},

@@ -5,7 +5,7 @@ Every fault is collected with its line, so that all can be told at once. Knows n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -55,6 +55,7 @@ class Structure:
         slices: in order of depth, without gaps, all of the same models.
         settings: the file's own parameters.
         dtype: of the merged weights; None if the file leaves it open.
+        tokenizer: the model whose tokenizer the merged model takes, as written; None if the file leaves it open.
     """
 
     document: Document
@@ -63,6 +64,7 @@ class Structure:
     slices: tuple[Slice, ...]
     settings: Settings
     dtype: OutputDtype | None
+    tokenizer: str | None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -100,12 +102,19 @@ class _Reader:
         base = None if data.get("base_model") is None else self._model(data["base_model"], ("base_model",))
         slices = self._slices(data, base)
         settings = self._settings(data, (), "file")
-        self._check_tokenizer(data, base)
+        models = [*filter(None, [base]), *(source.model for source in (slices[0].sources if slices else ()))]
+        tokenizer = self._tokenizer(data, tuple(dict.fromkeys(models)))
         dtype = self._dtype(data)
         if self._method is None or not slices:
             return None
         structure = Structure(
-            document=self._document, method=self._method, base=base, slices=slices, settings=settings, dtype=dtype
+            document=self._document,
+            method=self._method,
+            base=base,
+            slices=slices,
+            settings=settings,
+            dtype=dtype,
+            tokenizer=tokenizer,
         )
         self._check_models(structure, OPERATORS[self._method.operator])
         return structure
@@ -193,15 +202,25 @@ class _Reader:
                     self._fault(place, message)
         return Settings(path=here, values=values)
 
-    def _check_tokenizer(self, data: Mapping[str, Any], base: str | None) -> None:
-        advice = "merge models that share a tokenizer"
-        own, chosen, template = (data.get(key) for key in _TOKENIZER_KEYS)
-        if own not in (None, "base", base):
-            self._fault(("tokenizer_source",), f"expected 'base'; got {own!r}; {advice}")
-        if chosen not in (None, {"source": "base"}, {"source": base}):
-            self._fault(("tokenizer",), f"expected {{source: base}}; got {chosen!r}; {advice}")
+    def _tokenizer(self, data: Mapping[str, Any], models: Sequence[str]) -> str | None:
+        """The model whose tokenizer is chosen; the first of the models is the base, or stands for it."""
+        own, settings, template = (data.get(key) for key in _TOKENIZER_KEYS)
         if template not in (None, "auto"):
-            self._fault(("chat_template",), f"expected 'auto', the models' own; got {template!r:.60}")
+            self._fault(("chat_template",), f"expected 'auto', the chosen model's own; got {template!r:.60}")
+        path: KeyPath = ("tokenizer_source",)
+        if settings is not None:
+            path = ("tokenizer",)
+            if own is not None or not isinstance(settings, dict):
+                self._fault(path, "expected either 'tokenizer_source' or a mapping with 'source'")
+                return None
+            self._keys({key: value for key, value in settings.items() if value is not None}, path, ("source",))
+            own = settings.get("source", "union")
+        if own == "base":
+            return models[0] if models else None
+        if own is not None and own not in models:
+            advice = "a union of vocabularies cannot be expressed here: name the model whose vocabulary to take"
+            self._fault(path, f"expected 'base' or one of the models ({', '.join(models)}); got {own!r}; {advice}")
+        return own
 
     def _dtype(self, data: Mapping[str, Any]) -> OutputDtype | None:
         for key in ("dtype", "out_dtype"):

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import final
 
 from evomerge.errors import ConfigError, Fault
+from evomerge.recipe.field import DEPTH_ROLES, ROLES, Field, Role
 from evomerge.recipe.mergekit_document import Slice, Source, Structure, read_structure
 from evomerge.recipe.mergekit_settings import Settings, value_at
 from evomerge.recipe.mergekit_yaml import NamedTensor
 from evomerge.recipe.operators import OPERATORS
-from evomerge.recipe.recipe import DEPTH_ROLES, ROLES, Field, OutputDtype, Recipe, Role, options_of
+from evomerge.recipe.recipe import OutputDtype, Recipe, options_of
 from evomerge.recipe.schema import OptionValue
 from evomerge.yaml_lines import KeyPath, parse
 
@@ -40,7 +41,9 @@ def read_mergekit(text: str, source: str) -> MergekitConfig:
     """
     structure = read_structure(parse(text, source))
     base = structure.base or structure.sources[0]
-    return MergekitConfig(models=_pool_names(base, structure.sources), _structure=structure)
+    models = _pool_names(base, structure.sources)
+    chosen = next((name for name, path in models.items() if path == structure.tokenizer), None)
+    return MergekitConfig(models=models, tokenizer=chosen, _structure=structure)
 
 
 def _pool_names(base: str, sources: Sequence[str]) -> dict[str, str]:
@@ -67,9 +70,12 @@ class MergekitConfig:
     Attributes:
         models: paths as they stand in the file, by pool name, base first. Without a `base_model` it is the first model
             that lends its configuration and tokenizer.
+        tokenizer: pool name of the model whose tokenizer and vocabulary the merged model takes; None: all must have the
+            same.
     """
 
     models: Mapping[str, str]
+    tokenizer: str | None
     _structure: Structure
 
     def recipe(self, tensors: Iterable[NamedTensor], *, dtype: OutputDtype) -> Recipe:

@@ -11,15 +11,17 @@ give embeddings and head the first layer's value.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import yaml
 
 from evomerge.recipe.averaging import as_linear
+from evomerge.recipe.field import Field, Role
 from evomerge.recipe.mergekit_methods import METHOD_OF, Switch
 from evomerge.recipe.operators import OPERATORS
-from evomerge.recipe.recipe import Field, Recipe, Role
+from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.transform_table import variant_name
 
 __all__ = ["NamedTensor", "inexpressible", "to_mergekit"]
 
@@ -43,8 +45,9 @@ class NamedTensor(Protocol):
 def inexpressible(recipe: Recipe) -> list[str]:
     """What of a recipe mergekit cannot reproduce, one line each; empty if its weights will be the same."""
     recipe = as_linear(recipe)
+    transformed = [f"{variant}: it has no transforms" for variant in recipe.variants if variant not in recipe.sources]
     if recipe.operator not in METHOD_OF:
-        return [f"{recipe.operator}: it has no such method"]
+        return [*transformed, f"{recipe.operator}: it has no such method"]
     method, options = METHOD_OF[recipe.operator], dict(recipe.options)
     sparse = "density" in OPERATORS[recipe.operator].parameters and not _is_one(recipe.parameter("density"))
     reasons = {
@@ -55,31 +58,43 @@ def inexpressible(recipe: Recipe) -> list[str]:
         "rank=tensor: it ranks the elements of each row": options.get("rank") == "tensor" and sparse,
         "floor=False: it divides by at least 1e-6": options.get("floor") is False,
         f"one model: it takes at least {method.least}": len(recipe.sources) < method.least,
+        "omega: it damps nothing": "omega" in dict(recipe.parameters),
+        "space=core: it merges weights": recipe.space == "core" and recipe.operator != "task_arithmetic",
         "masks: it draws its own at random": OPERATORS[recipe.operator].random and sparse,
     }
     reasons |= {f"{name}: it has none": _matters(recipe, name, value) for name, value in method.absent.items()}
-    return [reason for reason, holds in reasons.items() if holds]
+    return transformed + [reason for reason, holds in reasons.items() if holds]
 
 
-def to_mergekit(recipe: Recipe, paths: Mapping[str, str], tensors: Iterable[NamedTensor]) -> str:
+def to_mergekit(
+    recipe: Recipe,
+    paths: Mapping[str, str],
+    tensors: Iterable[NamedTensor],
+    *,
+    tokenizer: str | None = None,
+    notes: Sequence[str] = (),
+) -> str:
     """The YAML text of a mergekit configuration.
 
-    Starts with a comment for each thing that mergekit cannot reproduce.
+    Starts with a comment for each thing that mergekit cannot reproduce. The path of a transformed model ends with its
+    transform, and leads mergekit nowhere: it must not merge the model as it is instead.
 
     Args:
         recipe: what to merge.
         paths: for each of the recipe's models, its folder or hub name.
         tensors: every weight of the models, for its name (a pool's `specs`).
+        tokenizer: the model whose vocabulary the others are brought to; None if all have the same.
+        notes: what else mergekit cannot reproduce.
 
     Raises:
         KeyError: a model without a path.
     """
-    recipe, comments = as_linear(recipe), inexpressible(recipe)
+    recipe, comments = as_linear(recipe), [*inexpressible(recipe), *notes]
     filters = _Filters(tensors)
     shared: dict[str, Any] = {name: filters.setting(recipe.parameter(name), 0) for name in _names(recipe, "shared")}
     models = [
         {
-            "model": paths[model],
+            "model": variant_name(paths[model], recipe.transforms[source]),
             "parameters": {name: filters.setting(recipe.parameter(name), source) for name in _names(recipe, "source")},
         }
         for source, model in enumerate(recipe.sources)
@@ -89,6 +104,7 @@ def to_mergekit(recipe: Recipe, paths: Mapping[str, str], tensors: Iterable[Name
         **({} if recipe.base is None else {"base_model": paths[recipe.base]}),
         "models": [{key: value for key, value in model.items() if value} for model in models],
         "parameters": shared | _switches(recipe),
+        **({} if tokenizer is None else {"tokenizer_source": paths[tokenizer]}),
         "dtype": "float32",
         "out_dtype": recipe.dtype,
     }

@@ -8,98 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
+from evomerge.recipe.field import Field, Role
 from evomerge.recipe.operators import OPERATORS
 from evomerge.recipe.schema import Operator, OptionValue, Preset
+from evomerge.recipe.transform_table import NONE, transform_of, variant_name
 
-__all__ = ["DEPTH_ROLES", "EDGE_ROLES", "ROLES", "Field", "OutputDtype", "Recipe", "Role", "options_of", "uniform"]
-
-Role = Literal["attention", "mlp", "norm", "embed", "head"]
-ROLES: tuple[Role, ...] = get_args(Role)
-DEPTH_ROLES: tuple[Role, ...] = ("attention", "mlp", "norm")
-"""Roles inside a layer; `norm` also takes whatever else a layer holds."""
-EDGE_ROLES: tuple[Role, ...] = ("embed", "head")
-"""Roles outside the layers; `head` is the output projection and the final norm."""
+__all__ = ["OutputDtype", "Recipe", "Space", "options_of", "uniform"]
 
 OutputDtype = Literal["bfloat16", "float16", "float32"]
 
-_DECIMALS = 6
-"""Coefficients are kept to 1e-6: far below what bf16 weights can tell apart (their step is 4e-3)."""
-
-
-def _canonical(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"a recipe holds finite numbers; got {value}")
-    return round(float(value), _DECIMALS) + 0.0  # + 0.0 turns -0.0 into 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One operator parameter over depth and module role.
-
-    Attributes:
-        rows: for each role in the order of `ROLES`, its values `[depth][source]`. Depth is the number of layers for
-            `DEPTH_ROLES` and 1 for `EDGE_ROLES`; the inner length is 1 for parameters shared by all sources.
-
-    Raises:
-        ValueError: a role without values, ragged rows, or a number that is not finite.
-    """
-
-    rows: tuple[tuple[tuple[float, ...], ...], ...]
-
-    def __post_init__(self) -> None:
-        if len(self.rows) != len(ROLES):
-            raise ValueError(f"a field has {len(ROLES)} roles {ROLES}; got {len(self.rows)}")
-        widths = {len(row) for role in self.rows for row in role}
-        depths = {len(self.rows[ROLES.index(role)]) for role in DEPTH_ROLES}
-        if len(widths) != 1 or 0 in widths or len(depths) != 1 or 0 in depths:
-            raise ValueError(f"a field needs equal depths and widths, at least 1; got depths {depths}, widths {widths}")
-        if any(len(self.rows[ROLES.index(role)]) != 1 for role in EDGE_ROLES):
-            raise ValueError(f"roles {EDGE_ROLES} lie outside the layers and have one row each")
-        canonical = tuple(tuple(tuple(_canonical(v) for v in row) for row in role) for role in self.rows)
-        object.__setattr__(self, "rows", canonical)
-
-    @classmethod
-    def constant(cls, values: Sequence[float], layers: int) -> Field:
-        """The same values, one per source, at every depth and role."""
-        row = tuple(values)
-        return cls(tuple((row,) * (layers if role in DEPTH_ROLES else 1) for role in ROLES))
-
-    @classmethod
-    def of(cls, by_role: Mapping[Role, Sequence[Sequence[float]]]) -> Field:
-        """From a mapping role -> `[depth][source]`; every role must be there."""
-        missing = [role for role in ROLES if role not in by_role]
-        if missing:
-            raise ValueError(f"a field needs every role; missing {missing}")
-        return cls(tuple(tuple(tuple(row) for row in by_role[role]) for role in ROLES))
-
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
-        return len(self.rows[0])
-
-    @property
-    def width(self) -> int:
-        """Number of sources; 1 for shared parameters."""
-        return len(self.rows[0][0])
-
-    def at(self, role: Role, layer: int | None) -> tuple[float, ...]:
-        """Values for one tensor, one per source.
-
-        Args:
-            role: the tensor's module role.
-            layer: its layer, counted from 0; None (or anything, for edge roles) outside the layers.
-        """
-        rows = self.rows[ROLES.index(role)]
-        return rows[layer or 0] if role in DEPTH_ROLES else rows[0]
-
-    def by_role(self) -> Iterator[tuple[Role, tuple[tuple[float, ...], ...]]]:
-        """Pairs of role and its rows `[depth][source]`."""
-        return zip(ROLES, self.rows, strict=True)
+Space = Literal["weights", "core"]
+"""Where an operator works: on the weights, or in the space that low-rank changes span (see `merging.core`)."""
 
 
 def options_of(operator: Operator, preset: Preset, **changed: OptionValue) -> tuple[tuple[str, OptionValue], ...]:
@@ -126,7 +49,10 @@ class Recipe:
         options: every option of the operator, sorted by name (see `options_of`).
         base: pool name of the base model; None for operators that need none.
         sources: pool names of the models that are merged, in fixed order (sums run in this order).
-        parameters: every parameter of the operator, sorted by name.
+        transforms: what is done to each source's task vector before, `none` for most; left out, `none` for all.
+        space: `core` for LoRA adapters whose changes are merged in the coordinates that they share.
+        parameters: every parameter of the operator, and those modifiers that are not at their defaults throughout,
+            sorted by name; rounded to the places that each is kept to.
         mask_seed: seed of random masks; 0 for operators without any.
         dtype: dtype of the merged weights.
 
@@ -138,6 +64,8 @@ class Recipe:
     options: tuple[tuple[str, OptionValue], ...]
     base: str | None
     sources: tuple[str, ...]
+    transforms: tuple[str, ...] = ()
+    space: Space = "weights"
     parameters: tuple[tuple[str, Field], ...]
     mask_seed: int = 0
     dtype: OutputDtype
@@ -146,7 +74,11 @@ class Recipe:
         operator = OPERATORS.get(self.operator)
         if operator is None:
             raise ValueError(f"operator must be one of {sorted(OPERATORS)}; got {self.operator!r}")
+        parameters = (_canonical(operator, *pair) for pair in self.parameters)
+        object.__setattr__(self, "parameters", tuple(pair for pair in parameters if not _is_idle(operator, *pair)))
         self._check_models(operator)
+        self._check_transforms(operator)
+        self._check_space(operator)
         self._check_parameters(operator)
         if dict(self.options).keys() != operator.options.keys() or list(self.options) != sorted(self.options):
             raise ValueError(f"{self.operator}: options must be exactly {sorted(operator.options)}; got {self.options}")
@@ -169,14 +101,37 @@ class Recipe:
         if not operator.needs_base and self.base is not None:
             raise ValueError(f"{self.operator} takes no base; name it among the sources to include it")
 
+    def _check_transforms(self, operator: Operator) -> None:
+        transforms = self.transforms or (NONE,) * len(self.sources)
+        if len(transforms) != len(self.sources):
+            raise ValueError(f"{self.operator}: expected one transform for each of {self.sources}; got {transforms}")
+        transforms = tuple(transform_of(transform)[1] for transform in transforms)
+        if not operator.needs_base and any(transform != NONE for transform in transforms):
+            raise ValueError(
+                f"{self.operator} merges weights; transforms work on task vectors, which only an operator with a base "
+                f"adds up; got {transforms}; choose another operator, or '{NONE}'"
+            )
+        object.__setattr__(self, "transforms", transforms)
+
+    def _check_space(self, operator: Operator) -> None:
+        if self.space not in get_args(Space):
+            raise ValueError(f"space must be one of {get_args(Space)}; got {self.space!r}")
+        if self.space == "core" and not operator.core:
+            raise ValueError(
+                f"{self.operator} reads weights; core space has task vectors only; choose another operator"
+            )
+        if self.space == "core" and any(transform != NONE for transform in self.transforms):
+            raise ValueError(f"core space takes adapters as they are; got transforms {self.transforms}; leave them out")
+
     def _check_parameters(self, operator: Operator) -> None:
         names = [name for name, _ in self.parameters]
-        if names != sorted(operator.parameters):
-            raise ValueError(f"{self.operator}: parameters must be {sorted(operator.parameters)}; got {names}")
+        expected = sorted({*operator.parameters, *operator.modifiers.keys() & names})
+        if names != expected:
+            raise ValueError(f"{self.operator}: parameters must be {expected}; got {names}")
         if len({field.layers for _, field in self.parameters}) != 1:
             raise ValueError(f"{self.operator}: all parameters must have the same number of layers")
         for name, field in self.parameters:
-            parameter = operator.parameters[name]
+            parameter = operator.adjustable[name]
             width = len(self.sources) if parameter.scope == "source" else 1
             if field.width != width:
                 raise ValueError(f"{self.operator}: {name} needs {width} value(s) per row; got {field.width}")
@@ -205,13 +160,25 @@ class Recipe:
         """Every pool name that the recipe reads: base first, then the sources."""
         return ((self.base,) if self.base is not None else ()) + self.sources
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Pool names of what is merged: each source, or its variant where it is transformed."""
+        return tuple(map(variant_name, self.sources, self.transforms))
+
+    def on_variants(self) -> Recipe:
+        """The same merge with variants as its sources, and no transforms: what operators work on."""
+        return self if self.variants == self.sources else replace(self, sources=self.variants, transforms=())
+
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON; `Recipe.from_data` is the inverse."""
+        transformed = any(transform != NONE for transform in self.transforms)
         return {
             "operator": self.operator,
             "options": dict(self.options),
             "base": self.base,
             "sources": list(self.sources),
+            **({"transforms": list(self.transforms)} if transformed else {}),
+            **({"space": self.space} if self.space != "weights" else {}),
             "parameters": {
                 name: {role: [list(row) for row in rows] for role, rows in field.by_role()}
                 for name, field in self.parameters
@@ -232,6 +199,8 @@ class Recipe:
             options=tuple(sorted(data["options"].items())),
             base=data["base"],
             sources=tuple(data["sources"]),
+            transforms=tuple(data.get("transforms", ())),
+            space=data.get("space", "weights"),
             parameters=tuple(
                 (name, Field.of(cast("Mapping[Role, Sequence[Sequence[float]]]", rows)))
                 for name, rows in sorted(data["parameters"].items())
@@ -248,6 +217,17 @@ class Recipe:
     def digest(self) -> str:
         """32 hexadecimal digits; equal digests mean equal weights from the same pool."""
         return hashlib.blake2b(self.canonical().encode(), digest_size=16).hexdigest()
+
+
+def _canonical(operator: Operator, name: str, field: Field) -> tuple[str, Field]:
+    """A parameter with the places that it is kept to, so that equal merges have equal texts."""
+    return name, field.rounded(operator.adjustable[name].decimals) if name in operator.adjustable else field
+
+
+def _is_idle(operator: Operator, name: str, field: Field) -> bool:
+    """Whether this is a modifier that changes nothing."""
+    default = operator.modifiers[name].default if name in operator.modifiers else None
+    return default is not None and all(v == default for _, rows in field.by_role() for row in rows for v in row)
 
 
 def uniform(models: Sequence[str], *, layers: int, dtype: OutputDtype) -> Recipe:

@@ -23,13 +23,13 @@ _LAMBDA_T = replace(DENSITY, maximum=10.0, low=0.2, high=0.6, default=0.4)
 """How much a source's change must outweigh those of all others to matter."""
 _K = replace(_SHARE, maximum=64.0, low=1.0, high=3.0, default=2.0)
 """How many sources must matter; more than there are keep the base."""
-_EPSILON = replace(_SHARE, low=0.0, high=1e-4, default=1e-5)
+_EPSILON = replace(_SHARE, low=0.0, high=1e-4, default=1e-5, decimals=12)
 """Changes up to this size are none."""
 _R = replace(_SHARE, maximum=10.0, low=0.0, high=1.0, default=0.1)
 """How much what a source changed alone gains from the share that others changed too."""
 _ALPHA = replace(_SHARE, low=0.0, high=1.0, default=0.2)
 """Largest such share that counts."""
-_STEP = replace(_SHARE, maximum=10.0, low=0.0, high=0.01, default=1e-4)
+_STEP = replace(_SHARE, maximum=10.0, low=0.0, high=0.01, default=1e-4, decimals=12)
 """Largest change of a weight."""
 _FENCE = replace(_SHARE, minimum=-10.0, maximum=10.0, low=0.0, high=3.0, default=1.5)
 """Interquartile ranges above the median from which on a change is important."""
@@ -165,5 +165,6 @@ SPARSE_OPERATORS = (
         presets=_AGREED,
         needs_base=True,
         max_sources=1,
+        reads_base=True,
     ),
 )

@@ -7,12 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evomerge.config import Experiment
 from evomerge.errors import TaskError
-from evomerge.fitness import Estimate, broken, confirm_front, mean_estimate, scores
+from evomerge.fitness import Estimate, Told, broken, confirm_front, mean_estimate, scores
+from evomerge.fitness.estimate import weights
 from evomerge.pareto import hypervolume, knee, nondominated
 from evomerge.reports.summary import (
     Confirmation,
@@ -56,7 +59,7 @@ def summarize(store: RunStore) -> Summary:
     experiment = Experiment.model_validate(store.experiment)
     objectives = tuple(_objective(o) for o in experiment.fitness.objectives)
     searched, confirmed = store.responses("search"), store.responses("confirm")
-    entries = _entries(store.candidates(), searched, confirmed, experiment)
+    entries = _entries(store.candidates(), searched, store.estimates(), confirmed, experiment)
     costs = {
         candidate: [o.cost(m.mean) for o, m in zip(objectives, estimated.each, strict=True)]
         for candidate in _eligible(searched, entries)
@@ -110,11 +113,20 @@ def _objective(config: ObjectiveConfig) -> Objective:
 
 
 def _entries(
-    candidates: Sequence[Candidate], searched: _Answers, confirmed: _Answers, experiment: Experiment
+    candidates: Sequence[Candidate],
+    searched: _Answers,
+    believed: Mapping[int, Mapping[str, Any]],
+    confirmed: _Answers,
+    experiment: Experiment,
 ) -> dict[int, Entry]:
     estimates = {candidate: _scores(responses, experiment) for candidate, responses in searched.items()}
+    estimates |= {candidate: _told(Told(**told), experiment) for candidate, told in believed.items()}
     confirmations = {candidate: _scores(responses, experiment) for candidate, responses in confirmed.items()}
-    faults = _broken(candidates, searched, confirmed, experiment)
+    faults = _broken(candidates, {} if believed else searched, confirmed, experiment)
+    limits = {
+        number: f"constraints by {told['violation']:.3f}" for number, told in believed.items() if told["violation"]
+    }
+    faults = {number: (text,) for number, text in limits.items() if number not in confirmed} | faults
     return {
         candidate.id: Entry(
             id=candidate.id,
@@ -159,6 +171,24 @@ def _scores(responses: tuple[Responses, ...], experiment: Experiment) -> Scores:
         mean=_measure(mean_estimate(responses, objectives), level),
         each=tuple(_measure(estimate, level, minimized=o.goal == "min") for o, estimate in estimates),
     )
+
+
+def _told(told: Told, experiment: Experiment) -> Scores:
+    """Estimates that a model of items made, objectives taken as independent."""
+    objectives, level = experiment.fitness.objectives, experiment.fitness.confirm.level
+    share = weights(objectives)
+    mean = float(share @ np.array(told.scores))
+    sd = float(np.sqrt(share**2 @ np.square(told.sds)))
+    triples = zip(objectives, told.scores, told.sds, strict=True)
+    return Scores(
+        mean=_believed(mean, sd, told.items, level),
+        each=tuple(_believed(score, sd, told.items, level, minimized=o.goal == "min") for o, score, sd in triples),
+    )
+
+
+def _believed(score: float, sd: float, items: int, level: float, *, minimized: bool = False) -> Measure:
+    half, sign = NormalDist().inv_cdf((1.0 + level) / 2.0) * sd, -1.0 if minimized else 1.0
+    return Measure(mean=sign * score, low=sign * score - half, high=sign * score + half, items=items)
 
 
 def _measure(estimate: Estimate, level: float, *, minimized: bool = False) -> Measure:

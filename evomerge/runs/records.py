@@ -70,7 +70,7 @@ class Result:
         round: from 0, see `evomerge.outcome.Job`.
         seq: order of completion in the run, from 0, without gaps.
         items_digest: `ItemSet.digest` of the items that were answered.
-        seconds: wall seconds by stage, see `evomerge.outcome.Scored`.
+        seconds, rewritten: see `evomerge.outcome.Scored`; a copy has none.
         cached_from: the candidate with an equal recipe that was really scored; None if this one was.
     """
 
@@ -81,6 +81,7 @@ class Result:
     responses: tuple[Responses, ...]
     items_digest: str
     seconds: Mapping[str, float] = field(default_factory=dict)
+    rewritten: float | None = None
     worker: str = ""
     cached_from: int | None = None
 

@@ -36,12 +36,13 @@ CREATE TABLE attempt (
   PRIMARY KEY (candidate, phase, number)) WITHOUT ROWID;
 CREATE TABLE result (
   seq INTEGER PRIMARY KEY, candidate INTEGER NOT NULL REFERENCES candidate, phase TEXT NOT NULL,
-  round INTEGER NOT NULL, items_digest TEXT NOT NULL, seconds TEXT NOT NULL, worker TEXT NOT NULL,
-  cached_from INTEGER REFERENCES candidate, UNIQUE (candidate, phase, round));
+  round INTEGER NOT NULL, items_digest TEXT NOT NULL, seconds TEXT NOT NULL, rewritten REAL,
+  worker TEXT NOT NULL, cached_from INTEGER REFERENCES candidate, UNIQUE (candidate, phase, round));
 CREATE TABLE response (
   candidate INTEGER NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, task TEXT NOT NULL, metric TEXT NOT NULL,
   items BLOB NOT NULL, outcomes BLOB NOT NULL, PRIMARY KEY (candidate, phase, round, task, metric),
   FOREIGN KEY (candidate, phase, round) REFERENCES result (candidate, phase, round)) WITHOUT ROWID;
+CREATE TABLE estimate (candidate INTEGER PRIMARY KEY REFERENCES candidate, told TEXT NOT NULL);
 CREATE TABLE failure (
   candidate INTEGER NOT NULL REFERENCES candidate, phase TEXT NOT NULL, stage TEXT NOT NULL, reason TEXT NOT NULL,
   PRIMARY KEY (candidate, phase)) WITHOUT ROWID;

@@ -235,6 +235,16 @@ class RunStore:
                 )
             return True
 
+    def set_estimates(self, estimates: Mapping[int, Mapping[str, Any]]) -> None:
+        """Keeps what candidates are believed to score, plain data for JSON; a cache that any replay makes again."""
+        with self._transaction() as db:
+            tables.set_estimates(db, estimates)
+
+    def estimates(self) -> dict[int, dict[str, Any]]:
+        """What `set_estimates` kept last, by candidate."""
+        with translated(self.folder):
+            return tables.get_estimates(self._db)
+
     def candidates(self) -> list[Candidate]:
         """Every candidate, by id."""
         with translated(self.folder):

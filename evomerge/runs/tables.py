@@ -23,10 +23,12 @@ __all__ = [
     "get_attempts",
     "get_candidate",
     "get_candidates",
+    "get_estimates",
     "get_failures",
     "get_meta",
     "get_results",
     "lose_attempts",
+    "set_estimates",
     "set_meta",
 ]
 
@@ -114,17 +116,28 @@ def get_failures(db: sqlite3.Connection) -> list[Failure]:
 def add_result(db: sqlite3.Connection, scored: Scored, items_digest: str) -> None:
     """A result and its items."""
     key = (scored.candidate, scored.phase, scored.round)
-    row = (*key, items_digest, json.dumps(dict(scored.seconds), sort_keys=True), scored.worker)
-    db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, ?, NULL)", row)
+    row = (*key, items_digest, json.dumps(dict(scored.seconds), sort_keys=True), scored.rewritten, scored.worker)
+    db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
     items = [(*key, r.task, r.metric, pack(r.items, "q"), pack(r.values, "d")) for r in scored.responses]
     db.executemany("INSERT INTO response VALUES (?, ?, ?, ?, ?, ?, ?)", items)
+
+
+def set_estimates(db: sqlite3.Connection, estimates: Mapping[int, Mapping[str, Any]]) -> None:
+    """What candidates are believed to score, in place of what was believed before."""
+    rows = [(number, json.dumps(told, sort_keys=True)) for number, told in estimates.items()]
+    db.executemany("INSERT OR REPLACE INTO estimate VALUES (?, ?)", rows)
+
+
+def get_estimates(db: sqlite3.Connection) -> dict[int, dict[str, Any]]:
+    """Every estimate, by candidate."""
+    return {row["candidate"]: json.loads(row["told"]) for row in _rows(db, "SELECT * FROM estimate ORDER BY candidate")}
 
 
 def add_copy(db: sqlite3.Connection, candidate: int, phase: Phase, number: int, source: tuple[int, int]) -> bool:
     """A round's result and items from another candidate and round; False if it has none, or if the recipes differ."""
     copied = _changed(
         db,
-        f"INSERT INTO result SELECT {_NEXT_SEQ}, twin.id, phase, ?, items_digest, '{{}}', '', source.id "
+        f"INSERT INTO result SELECT {_NEXT_SEQ}, twin.id, phase, ?, items_digest, '{{}}', NULL, '', source.id "
         "FROM result JOIN candidate AS source ON source.id = result.candidate "
         "JOIN candidate AS twin ON twin.digest = source.digest "
         "WHERE twin.id = ? AND phase = ? AND source.id = ? AND round = ?",

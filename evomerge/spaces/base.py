@@ -41,22 +41,29 @@ class Genome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gene:
-    """One coordinate of a search space.
+    """One coordinate of a search space: a number, or a choice from a list.
 
     Attributes:
-        name: parameter, module group, expert and knot, for example `weight.attention.rev.k2` or `weight.embed.rev`.
-        low, high: natural value at 0 and at 1.
+        name: parameter, module group, expert and knot, for example `weight.attention.rev.k2` or `weight.embed.rev`; of
+            choices, for example `transform.rev` or `option.vote`.
+        low, high: natural value at 0 and at 1; 0 and 1 for choices.
         start: where the search begins, in [0, 1].
+        choices: what it chooses from; empty for numbers. The unit interval is cut into as many equal parts.
     """
 
     name: str
     low: float
     high: float
     start: float
+    choices: tuple[str, ...] = ()
 
     def natural(self, value: float) -> float:
         """The natural value of a unit-box value."""
         return self.low + value * (self.high - self.low)
+
+    def index(self, value: float) -> int:
+        """Which of its choices a unit-box value stands for."""
+        return min(int(value * len(self.choices)), len(self.choices) - 1)
 
 
 class SearchSpace(Protocol):

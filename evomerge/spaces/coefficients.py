@@ -66,7 +66,7 @@ def _told(place: Place) -> str:
 
 
 def _is_per_source(config: ParameterSpaceConfig, name: str) -> bool:
-    return OPERATORS[config.operator.name].parameters[name].scope == "source"
+    return OPERATORS[config.operator.name].adjustable[name].scope == "source"
 
 
 def _misplaced(
@@ -77,6 +77,11 @@ def _misplaced(
         return f"expected an expert of the pool ({', '.join(experts)}); got {expert!r}"
     if not _is_per_source(config, name) and expert is not None:
         return f"{name} is shared by all experts; leave out the expert; got {expert!r}"
+    if coefficient.role in EDGE_ROLES and config.genes[name].edges == "first":
+        return (
+            f"{coefficient.role} has no genes of its own: it takes the first layer's, because {name} has edges: first; "
+            f"leave its value out, or set $.space.genes.{name}.edges to own"
+        )
     if coefficient.layer is not None and coefficient.layer >= layers:
         return f"expected a layer from 0 to {layers - 1}; got {coefficient.layer}"
     return None

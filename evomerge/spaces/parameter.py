@@ -1,4 +1,4 @@
-"""Parameter space: one operator whose coefficients vary over layer x module group x expert.
+"""Parameter space: one operator whose coefficients vary over layer x module group x expert, with choices beside them.
 
 A searched parameter has, per module group and expert, a few values at equal steps of depth (knots), interpolated
 linearly over the layers, and one value each for the embeddings and the output head, unless they take the first layer's.
@@ -8,13 +8,14 @@ Fewer knots mean fewer genes and a smoother profile; with one knot per layer not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, final
 
 from evomerge.errors import ConfigError, Fault
-from evomerge.recipe import EDGE_ROLES, OPERATORS, Field, OutputDtype, Recipe, Role, options_of
+from evomerge.recipe import EDGE_ROLES, OPERATORS, Field, OptionValue, OutputDtype, Recipe, Role, options_of
 from evomerge.rng import derive_seed
 from evomerge.spaces.base import Gene, Genome, SearchSpace
+from evomerge.spaces.choices import OPTION, TRANSFORM, choice_genes, choices_of, stranger_faults
 from evomerge.spaces.coefficients import starting_values
 from evomerge.spaces.knots import over_depth
 
@@ -29,8 +30,9 @@ class ParameterSpace:
     """Coefficients of one operator over layer x module group x expert.
 
     Genes run over parameter, module group, expert, knot, and then over embeddings and head; experts in the given
-    order. A gene starts from the configuration's coefficients if they speak of it, else from its own `start`. Random
-    masks share one seed, so that candidates differ by their coefficients alone.
+    order. A gene starts from the configuration's coefficients if they speak of it, else from its own `start`. After
+    them come choices: of a transform for each expert, of values for options. Random masks share one seed, so that
+    candidates differ by their coefficients and choices alone.
 
     Args:
         config: operator, knots, groups, ranges.
@@ -42,7 +44,8 @@ class ParameterSpace:
 
     Raises:
         ConfigError: more knots than layers, an operator that cannot take so many experts, experts without a value of
-            their own where every one needs one, or coefficients to start from that do not fit the models.
+            their own where every one needs one, transforms of experts that are not there, or coefficients to start from
+            that do not fit the models.
     """
 
     def __init__(
@@ -55,7 +58,8 @@ class ParameterSpace:
         dtype: OutputDtype,
         seed: int,
     ) -> None:
-        if faults := [*_source_faults(config, experts), *_value_faults(config, experts), *_knot_faults(config, layers)]:
+        checks = (_source_faults, _value_faults, stranger_faults)
+        if faults := [*chain(*(check(config, experts) for check in checks)), *_knot_faults(config, layers)]:
             raise ConfigError("search space", faults)
         self._config = config
         self._operator = OPERATORS[config.operator.name]
@@ -65,7 +69,9 @@ class ParameterSpace:
         self._dtype = dtype
         self._mask_seed = derive_seed(seed, "mask") & 0x7FFFFFFF
         self._starts = starting_values(config, {name: self._knots(name) for name in config.genes}, experts, layers)
-        self.genes = tuple(gene for name in config.genes for gene in self._genes_of(name))
+        self._choices = choices_of(config, experts)
+        numbers = (gene for name in config.genes for gene in self._genes_of(name))
+        self.genes = (*numbers, *choice_genes(self._choices))
         self.start = Genome(tuple(gene.start for gene in self.genes))
 
     def decode(self, genome: Genome) -> Recipe:
@@ -74,17 +80,26 @@ class ParameterSpace:
             raise ValueError(f"this space has {len(self.genes)} genes; got a genome of {len(genome)}")
         values = (gene.natural(value) for gene, value in zip(self.genes, genome.values, strict=True))
         fields = {name: self._searched(name, values) for name in self._config.genes}
-        fields |= {name: self._constant(name) for name in self._operator.parameters if name not in fields}
-        chosen = self._config.operator
+        fields |= {name: self._constant(name) for name in self._operator.adjustable if name not in fields}
+        chosen = self._chosen(genome)
+        options = {name: chosen[f"{OPTION}{name}"] for name in self._operator.options}
         return Recipe(
-            operator=chosen.name,
-            options=options_of(self._operator, chosen.preset, **chosen.options),
+            operator=self._operator.name,
+            options=options_of(self._operator, self._config.operator.preset, **options),
             base=self._base,
             sources=self._experts,
+            transforms=tuple(str(chosen[f"{TRANSFORM}{expert}"]) for expert in self._experts),
+            space=self._config.operator.space,
             parameters=tuple(sorted(fields.items())),
             mask_seed=self._mask_seed,
             dtype=self._dtype,
         )
+
+    def _chosen(self, genome: Genome) -> dict[str, OptionValue]:
+        """The value of each choice."""
+        pairs = zip(self.genes, genome.values, strict=True)
+        picks = {gene.name: gene.index(value) for gene, value in pairs if gene.choices}
+        return {name: values[picks.get(name, 0)] for name, values in self._choices.items()}
 
     def _genes_of(self, name: str) -> Iterator[Gene]:
         low, high = self._config.bounds(name)
@@ -119,7 +134,7 @@ class ParameterSpace:
         return Field.constant([value] * (len(self._experts) if self._is_per_source(name) else 1), self._layers)
 
     def _default(self, name: str) -> float:
-        default = self._operator.parameters[name].default
+        default = self._operator.adjustable[name].default
         return 1.0 / len(self._experts) if default is None else default
 
     def _knots(self, name: str) -> int:
@@ -129,7 +144,7 @@ class ParameterSpace:
         return self._config.genes[name].edges == "own"
 
     def _is_per_source(self, name: str) -> bool:
-        return self._operator.parameters[name].scope == "source"
+        return self._operator.adjustable[name].scope == "source"
 
 
 def build_space(

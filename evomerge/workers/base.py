@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 from evomerge.config import EngineConfig, FitnessConfig, PoolConfig
 from evomerge.errors import EvomergeError, RunError
 from evomerge.outcome import Failed, Job, Outcome
+from evomerge.recipe.transform_table import Need
 
 __all__ = [
     "START_TRIES",
@@ -33,6 +34,8 @@ class WorkerSpec:
     """All that a worker needs, small enough to send anywhere.
 
     Attributes:
+        transforms: those that candidates may ask for.
+        statistics: what must be known of the models, beside their weights.
         log: folder of the workers' log files; None throws their noise away.
     """
 
@@ -40,6 +43,8 @@ class WorkerSpec:
     fitness: FitnessConfig
     engine: EngineConfig
     seed: int
+    transforms: tuple[str, ...] = ()
+    statistics: frozenset[Need] = frozenset()
     log: Path | None = None
 
 

@@ -22,7 +22,7 @@ from evomerge.errors import require_installed
 from evomerge.outcome import Failed, Job, Outcome, Scored, Stage
 from evomerge.workers.base import WorkerInfo, WorkerSpec, one_line
 
-__all__ = ["MergeWorker"]
+__all__ = ["MergeWorker", "quiet"]
 
 _NOISY = ("lm_eval", "lm-eval", "transformers", "datasets", "accelerate", "huggingface_hub")
 _REPORTED = ("torch", "transformers", "lm_eval", "datasets", "numpy", "safetensors")
@@ -37,6 +37,7 @@ class MergeWorker:
     Raises:
         MissingExtraError: torch, transformers or lm-eval is not installed.
         PoolError: the models cannot be read or merged.
+        DiskError, MergeError: a transform cannot be prepared.
         TaskError: a task cannot be loaded.
     """
 
@@ -51,12 +52,17 @@ class MergeWorker:
             ("accelerate", "eval"),
         ):
             require_installed(package, extra)
-        with _quiet(self._log):
+        with quiet(self._log):
+            from evomerge.engines.calibration import calibrate
             from evomerge.engines.runner import EvalRunner
             from evomerge.engines.transformers_engine import TransformersEngine
-            from evomerge.merging.pool import ModelPool
+            from evomerge.merging.configured import configured_pool
+            from evomerge.merging.variants import prepare
 
-            self._pool = ModelPool.open(spec.pool.base, spec.pool.experts, tokenizer=spec.pool.tokenizer)
+            self._pool = configured_pool(spec.pool)
+            calibrate(self._pool, spec.statistics, spec.engine)
+            for built in prepare(self._pool, spec.transforms):
+                print(built)
             self._engine = TransformersEngine(self._pool, spec.engine)
             self._runner = EvalRunner(self._engine, spec.fitness, spec.seed)
 
@@ -74,9 +80,9 @@ class MergeWorker:
     def run(self, job: Job) -> Outcome:
         """Makes the weights and scores them; a failure says at which of the two stages."""
         stage: Stage = "materialize"
-        with _quiet(self._log):
+        with quiet(self._log):
             try:
-                load = self._engine.load(job.recipe)
+                load = self._engine.load(job.recipe, exact=job.phase == "confirm")
                 stage = "evaluate"
                 responses, seconds = self._runner.score(job.items)
             except Exception as error:
@@ -95,12 +101,13 @@ class MergeWorker:
             round=job.round,
             responses=responses,
             seconds={"materialize": load.seconds, **seconds},
+            rewritten=load.rewritten_share,
             worker=self._name,
         )
 
 
 @contextmanager
-def _quiet(log: Path | None) -> Iterator[None]:
+def quiet(log: Path | None) -> Iterator[None]:
     """Sends prints, progress bars, warnings and third-party log records to a file; warnings never become errors."""
     with _opened(log) as file, redirect_stdout(file), redirect_stderr(file), warnings.catch_warnings():
         warnings.simplefilter("default")

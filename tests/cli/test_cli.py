@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,10 @@ def test_plan_doctor_schema_version(evomerge: Run) -> None:
     code, out, _ = evomerge("plan", "quickstart")
     assert code == 0
     assert "245 = 5 anchors + 12 generations of 20" in out
+    assert "850.2 KiB live model, 6.0 MiB scratch" in out
+    assert "GPU" not in out
+    out = " ".join(evomerge("plan", "quickstart", "--set", "engine.device=cuda")[1].split())
+    assert re.search(r"device: 4\.\d GiB on the device; or pinned: .*, 1\.7 MiB of host memory; or mapped", out)
     code, out, _ = evomerge("doctor")
     assert code == 0
     assert "torch" in out

@@ -104,6 +104,32 @@ def test_files_that_say_no_merge(evomerge: Run, tmp_path: Path, name: str, text:
     assert not (tmp_path / "out").exists()
 
 
+def test_whose_tokenizer_a_merge_takes(evomerge: Run, tmp_path: Path) -> None:
+    for name in ("base", "rev"):
+        shutil.copytree(MODELS / name, tmp_path / name)
+    template = tmp_path / "rev" / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    (tmp_path / "base" / "chat_template.jinja").write_text("other")
+    model = {"model": str(tmp_path / "rev"), "parameters": {"weight": 1}}
+    file = written(tmp_path / "a.yml", ties(base_model=str(tmp_path / "base"), models=[model]))
+    code, _, err = evomerge("merge", file, "--out", tmp_path / "out")
+    assert code == 2
+    assert "say with pool.tokenizer (or --tokenizer) whose" in err
+    assert evomerge("merge", file, "--out", tmp_path / "out", "--tokenizer", "rev")[0] == 0
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template.read_text()
+    config = yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text())
+    assert config["tokenizer_source"] == str(tmp_path / "rev")
+    again = tmp_path / "again"
+    assert evomerge("merge", tmp_path / "out" / "mergekit_config.yml", "--out", again)[0] == 0
+    assert (again / "chat_template.jinja").read_text() == template.read_text()
+    folders = ["--base", tmp_path / "base", "--expert", f"rev={tmp_path / 'rev'}"]
+    assert evomerge("pool", *folders)[0] == 2
+    assert evomerge("pool", *folders, "--tokenizer", "rev")[0] == 0
+    code, _, err = evomerge("pool", *folders, "--tokenizer", "sort")
+    assert code == 2
+    assert "expected a tokenizer of one of the models ['base', 'rev']; got 'sort'" in err
+
+
 def test_values_are_checked_against_the_models(evomerge: Run, tmp_path: Path) -> None:
     config = ties(parameters={"lambda": [{"filter": "q_proj", "value": 0.5}, {"value": 0.7}]})
     code, _, err = evomerge("merge", written(tmp_path / "a.yml", config), "--out", tmp_path / "out")
@@ -139,7 +165,17 @@ def test_alarms_are_seen_from_the_command_line(evomerge: Run, tmp_path: Path) ->
     assert "rev: the same as again (equal in every weight)" in flowing
 
 
-@pytest.mark.parametrize("arguments", [[], ["quickstart", "--base", "x"], ["--base", "x"], ["--expert", "a=x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["quickstart", "--base", "x"],
+        ["--base", "x"],
+        ["--expert", "a=x"],
+        ["--tokenizer", "a"],
+        ["quickstart", "--tokenizer", "rev"],
+    ],
+)
 def test_a_pool_is_one_or_the_other(evomerge: Run, arguments: list[str]) -> None:
     code, _, err = evomerge("pool", *arguments)
     assert code == 2

@@ -186,3 +186,37 @@ def test_chat_templates(
     responses, _ = templated.score(items)
     assert responses == reference_scores(exact_engine, fitness, SEED, items)
     assert templated._items["rev_exact"][0].requests[0].args[0].endswith("=_")
+
+
+def test_tokens_are_counted_item_by_item(exact_engine: TransformersEngine, make_fitness: FitnessMaker) -> None:
+    fitness = make_fitness(
+        {"task": "rev_write", "metric": "exact_match", "filter": "letters"},
+        {"task": "rev_write", "metric": "tokens", "filter": "letters", "goal": "min"},
+    )
+    exact_engine.load(average("rev"))
+    runner = EvalRunner(exact_engine, fitness, SEED)
+    items = ItemSet.of({"rev_write": tuple(range(COUNT))})
+    found = by_metric(runner.score(items)[0])
+    tokens = found["rev_write", "tokens"]
+    answers = {i: item.doc["answer"] for i, item in enumerate(runner._items["rev_write"])}
+    right = [i for i, value in found["rev_write", "exact_match"].items() if value]
+    assert len(right) > 0.85 * COUNT
+    assert [tokens[i] for i in right] == [len(answers[i]) for i in right], "a token for each letter, one for the stop"
+    assert max(tokens.values()) <= 10
+
+
+def test_a_cap_beyond_the_models_positions_is_refused_at_once(
+    exact_engine: TransformersEngine, make_fitness: FitnessMaker, tasks: Any, tmp_path: Any
+) -> None:
+    text = (tasks / "rev_write.yaml").read_text().replace("max_gen_toks: 10", "max_gen_toks: 128")
+    (tmp_path / "long.yaml").write_text(
+        text.replace("rev_write", "long").replace("rev.jsonl", str(tasks / "rev.jsonl"))
+    )
+    objective = {"task": "long", "metric": "exact_match", "filter": "whole"}
+    with pytest.raises(TaskError, match="generation_kwargs: expected max_gen_toks from 1 to 127"):
+        EvalRunner(exact_engine, make_fitness(objective, tasks=(tmp_path,)), SEED)
+
+
+def test_only_tasks_that_write_have_tokens(exact_engine: TransformersEngine, make_fitness: FitnessMaker) -> None:
+    with pytest.raises(TaskError, match="has no metric 'tokens'"):
+        EvalRunner(exact_engine, make_fitness({"task": "rev_exact", "metric": "tokens"}), SEED)

@@ -7,12 +7,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from evomerge.config import EngineConfig
 from evomerge.engines import TransformersEngine
-from evomerge.errors import MergeError, PoolError
+from evomerge.errors import ConfigError, MergeError, PoolError
 from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.executor import execute
 from evomerge.merging.operators import lower
 from evomerge.merging.pool import ModelPool
-from evomerge.recipe import Recipe, uniform
+from evomerge.recipe import OPERATORS, Field, Recipe, options_of, uniform
 
 MODELS = Path(__file__).parents[2] / "experiments" / "quickstart" / "models"
 
@@ -53,6 +53,36 @@ def test_only_what_changed_is_rewritten(engine: TransformersEngine, pool: ModelP
     engine.load(average(pool, "rev"))
     assert engine.load(average(pool, "base")).rewritten_share == 1.0
     assert engine.load(average(pool, "base")).rewritten_share == 0.0
+
+
+def test_a_search_may_be_approximate_and_a_confirmation_not(pool: ModelPool) -> None:
+    recipe = Recipe(
+        operator="task_arithmetic",
+        options=options_of(OPERATORS["task_arithmetic"], "paper"),
+        base="base",
+        sources=("rev", "sort"),
+        parameters=(
+            ("lambda", Field.constant([1.0], pool.layers)),
+            ("weight", Field.constant([0.6, 0.3], pool.layers)),
+        ),
+        dtype=pool.dtype,
+    )
+    engine = TransformersEngine(pool, EngineConfig(device="cpu", deltas="int8"))
+    engine.load(recipe, exact=False)
+    near = weights(engine)
+    assert engine.load(recipe).rewritten_share == 1.0
+    assert same(weights(engine), dict(execute(lower(recipe, pool), pool)))
+    assert not same(weights(engine), near)
+    assert engine.load(recipe).rewritten_share == 0.0
+    engine.load(recipe, exact=False)
+    assert same(weights(engine), near)
+    engine.load(average(pool, "sort"), exact=False)
+    assert same(weights(engine), {spec.name: pool.tensor("sort", spec.name) for spec in pool.specs})
+
+
+def test_a_cpu_has_one_place_for_models(pool: ModelPool) -> None:
+    with pytest.raises(ConfigError, match="expected a GPU for 'pinned'"):
+        TransformersEngine(pool, EngineConfig(device="cpu", residency="pinned"))
 
 
 def test_after_a_failed_load_everything_is_rewritten(

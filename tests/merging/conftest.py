@@ -124,23 +124,33 @@ class MemoryPool:
     specs: tuple[Any, ...]
     layers: int
     digest: str
+    config: dict[str, Any]
     base: str = "base"
+    calibration: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.tensors)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return tuple(name for name in self.tensors if name != self.base)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        return {name: f"{name} of {self.digest}" for name in self.tensors}
 
     def tensor(self, model: str, name: str) -> Any:
         return self.tensors[model][name]
 
 
 @pytest.fixture(scope="session")
-def memory_pool() -> Callable[[dict[str, dict[str, Any]]], Any]:
-    """`memory_pool({"base": {name: tensor}, "expert": {...}})`: roles and layers are told from the names."""
+def memory_pool() -> Callable[..., Any]:
+    """`memory_pool({"base": {name: tensor}, "expert": {...}}, model_type="llama")`: names tell roles and layers."""
     from evomerge.merging.layout import classify
     from evomerge.merging.pool import TensorSpec
 
-    def make(tensors: dict[str, dict[str, Any]]) -> MemoryPool:
+    def make(tensors: dict[str, dict[str, Any]], model_type: str = "llama") -> MemoryPool:
         keys = {name: classify(name) for name in sorted(tensors["base"])}
         specs = tuple(
             TensorSpec(
@@ -153,6 +163,7 @@ def memory_pool() -> Callable[[dict[str, dict[str, Any]]], Any]:
             for name, key in keys.items()
         )
         layers = 1 + max((key.layer for key in keys.values() if key.layer is not None), default=0)
-        return MemoryPool(tensors=tensors, specs=specs, layers=layers, digest=secrets.token_hex())
+        config = {"model_type": model_type}
+        return MemoryPool(tensors=tensors, specs=specs, layers=layers, digest=secrets.token_hex(), config=config)
 
     return make

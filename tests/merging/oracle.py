@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evomerge.merging.executor import execute
 from evomerge.merging.keep_rules import Prune
 from evomerge.merging.operators import lower
-from evomerge.merging.plan import Consensus, Copy, Delta, Linear, Overlap, TensorPlan, Term, Vote, Winner
+from evomerge.merging.plan import Consensus, Copy, Delta, Isotropic, Linear, Overlap, TensorPlan, Term, Vote, Winner
 from evomerge.merging.reference import reference_merge
 from evomerge.recipe import Field, Operator, OutputDtype, Parameter, Recipe, options_of
 
@@ -54,7 +54,8 @@ def values_of(name: str, parameter: Parameter) -> st.SearchStrategy[float]:
     """Values of a parameter: ends and middle of what is searched, for commoner parameters more than that."""
     common = {"weight": WEIGHTS, "density": DENSITIES, "lambda": SCALES}
     inside = st.floats(parameter.low, parameter.high)
-    return common.get(name, st.one_of(inside, inside, inside, st.sampled_from([parameter.low, parameter.high])))
+    drawn = common.get(name, st.one_of(inside, inside, inside, st.sampled_from([parameter.low, parameter.high])))
+    return drawn.map(lambda value: max(value, parameter.minimum))
 
 
 @st.composite
@@ -145,6 +146,12 @@ def tolerance(plan: TensorPlan, pool: Any) -> torch.Tensor:
             size = base + abs(scale) * changes(terms, (1.0,) * len(terms))
         case Overlap(terms=terms, gains=gains):
             size = base + changes(terms, gains)
+        case Isotropic(terms=terms, scale=scale):
+            size = base + abs(scale) * conditioned(
+                sum((term.weight * (theta[term.source] - theta["base"]) for term in terms), 0 * base),
+                changes(terms, (1.0,) * len(terms)),
+                base * sum(abs(term.weight) for term in terms),
+            )
     return torch.as_tensor(size * (len(theta) + 8) * 2.0**-24)
 
 
@@ -154,6 +161,25 @@ def share_of(term: Term, like: torch.Tensor) -> torch.Tensor:
     inverse = isinstance(term.keep, Prune) and term.keep.inverse
     gain = max(1 / q for q in term.keep.probabilities if q) if inverse else 1.0  # type: ignore[union-attr]
     return torch.from_numpy(abs(term.weight * gain * factors))
+
+
+def conditioned(change: torch.Tensor, size: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """How much more than its own rounding a flattened matrix is off: its singular values may be small.
+
+    Args:
+        change: the matrix, or a stack of them.
+        size: the magnitudes that went into it.
+        weights: the magnitudes whose rounding sets the least singular value that counts.
+    """
+    grown = torch.empty_like(change)
+    for place in product(*map(range, change.shape[:-2])):
+        s = torch.linalg.svdvals(change[place])
+        noise = float(weights[place].norm()) * sum(side**-0.5 for side in change.shape[-2:])
+        cut = 2.0**-23 * max(float(change[place].norm()), noise)
+        near = bool(((s > cut / 4) & (s < cut * 4)).any())  # may count or not
+        least = cut if near else min(s[s > cut].tolist(), default=1.0)
+        grown[place] = 2 * float(size[place].norm()) * (1 + float(s.mean()) / least)
+    return grown
 
 
 def smallest_divisor(shares: tuple[float, ...]) -> float:

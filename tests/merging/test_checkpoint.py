@@ -128,7 +128,7 @@ def test_a_missing_shard_is_named(make_family: MakeFamily) -> None:
 @pytest.mark.parametrize("weight_map", [None, [], {"a": "../model.safetensors"}, {"a": 3}])
 def test_an_index_without_a_usable_map_is_refused(folder: Path, weight_map: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(PoolError, match="expected 'weight_map', tensor names to files of this folder"):
+    with pytest.raises(PoolError, match="expected 'weight_map', tensor names to safetensors files of this folder"):
         Checkpoint.open(folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import MergeError
@@ -38,10 +38,6 @@ def test_equals_the_oracle_rounded_once(
 ) -> None:
     family = data.draw(oracle.families())
     recipe = data.draw(oracle.recipes(operator, tuple(family)[1:]))
-    if operator.name.startswith("karcher"):
-        # Where weights nearly cancel, the mean on the sphere is ill-conditioned: its angles amplify any rounding.
-        rows = [row for _, rows in recipe.parameter("weight").by_role() for row in rows]
-        assume(all(abs(sum(row)) > 0.2 * sum(map(abs, row)) for row in rows))
     oracle.assert_equals_the_oracle(recipe, memory_pool(family), block)
 
 
@@ -65,10 +61,11 @@ def recipe_of(operator: str, preset: Preset = "paper", *, dtype: OutputDtype = "
     table = OPERATORS[operator]
     sources = ("one", "two", "three")[: table.max_sources]
     values = {
-        "weight": [0.317181, 0.541871, -0.284529],
+        "weight": [0.317181, 0.541871, 0.284529 if operator.startswith("karcher") else -0.284529],
         "density": [0.271828, 0.618034, 0.577216],
         "lambda": [0.874551],
         "t": [0.318309],
+        "s": [1.202057],
         "metric": [0.693147, 0.915966, 1.202057],
         "power": [1.618034],
     }

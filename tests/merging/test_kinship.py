@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.merging.alarms import ROUNDING, alarms, clusters
+from evomerge.merging.cache import folder_of
 from evomerge.merging.kinship import Kinship, Products, kinship
 from evomerge.merging.pool import ModelPool
 
@@ -113,6 +115,27 @@ def test_a_measurement_is_remembered(make_family: Callable[..., Any], monkeypatc
     other = ModelPool.open(family.base, dict(list(family.experts.items())[:2]))
     with pytest.raises(TypeError):
         kinship(other)
+
+
+@pytest.mark.parametrize("damage", ["no cells", "two experts", "old version"])
+def test_a_measurement_that_does_not_fit_is_made_again(
+    make_family: Callable[..., Any], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = make_family()
+    pool = ModelPool.open(family.base, family.experts)
+    first = kinship(pool)
+    (entry,) = folder_of("kinship").iterdir()
+    kept = json.loads(entry.read_text())
+    if damage == "no cells":
+        kept["cells"] = []
+    elif damage == "two experts":
+        kept["cells"][0][2]["gram"].append([1.0, 2.0])
+    else:
+        kept["cells"][0][2]["base"] += 1.0
+        monkeypatch.setattr("evomerge.merging.kinship._VERSION", 0)
+    entry.write_text(json.dumps(kept))
+    assert kinship(pool) == first
+    assert kinship(pool) == first
 
 
 def test_alarms(pool_of: Callable[..., Any]) -> None:

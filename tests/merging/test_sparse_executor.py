@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.merging.executor import execute
+from evomerge.merging.operators import lower
 from evomerge.recipe import OPERATORS, Field, Operator, Preset, Recipe, options_of
 from evomerge.recipe.sparse_table import SPARSE_OPERATORS
 
@@ -80,3 +82,31 @@ def test_one_ulp_on_one_element_in_a_thousand(large: Any, operator: str, preset:
         dtype="bfloat16",
     )
     oracle.assert_nearly_rounded(recipe, large)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=list(OPERATORS))
+def test_a_tensor_without_elements_passes(
+    memory_pool: MakePool, operator: Operator, preset: Preset, shape: tuple[int, ...]
+) -> None:
+    sources = ("one", "two")[: operator.max_sources]
+    names = {"layers.0.mlp.empty": shape, "layers.0.mlp.w": (4, 5)}
+    pool = memory_pool(
+        {model: {name: torch.rand(size) for name, size in names.items()} for model in ("base", *sources)}
+    )
+    rows = {
+        name: [0.25] * (len(sources) if parameter.scope == "source" else 1)
+        for name, parameter in operator.parameters.items()
+    }
+    recipe = Recipe(
+        operator=operator.name,
+        options=options_of(operator, preset),
+        base="base" if operator.needs_base else None,
+        sources=sources,
+        parameters=tuple((name, Field.constant(row, 1)) for name, row in sorted(rows.items())),
+        dtype="float32",
+    )
+    merged = dict(execute(lower(recipe, pool), pool))
+    assert merged["layers.0.mlp.empty"].shape == shape
+    assert merged["layers.0.mlp.w"].isfinite().all()

@@ -40,6 +40,22 @@ def test_ranks_equal_a_stable_sort(memory_pool: MakePool, sizes: list[int], dtyp
     }
 
 
+def test_ranks_among_many_zeros_cost_little_memory(memory_pool: MakePool) -> None:
+    x = torch.zeros(1 << 20)
+    x[::10] = torch.randn(len(x[::10]), generator=torch.Generator().manual_seed(0))
+    x[7] = 1e-40  # beside the zeros in its bin
+    name = "layers.0.mlp.w"
+    pool = memory_pool({"base": {name: torch.zeros_like(x)}, "expert": {name: x}})
+    order = torch.sort(x.abs(), descending=True, stable=True)
+    changed = int(x.count_nonzero())
+    ranks = [1, changed - 1, changed, changed + 1, changed + 2, len(x) // 2, len(x)]
+    difference = statistics.Difference(base="base", source="expert", names=(name,))
+    found = statistics.ranked(pool, difference, ranks)
+    assert {rank: (at.magnitude, at.index) for rank, at in found.items()} == {
+        rank: (float(order.values[rank - 1]), int(order.indices[rank - 1])) for rank in ranks
+    }
+
+
 def test_l1_of_what_a_mask_keeps(memory_pool: MakePool) -> None:
     tensors = family([300_001])
     name, *_ = tensors["base"]

@@ -110,7 +110,7 @@ def test_without_a_choice_every_difference_is_refused_and_the_choice_named(famil
     text = str(caught.value)
     for part in ("config.json: vocab_size", "tokenizer.json added tokens", "eos_token", "chat template", EMBED, HEAD):
         assert f"chat: {part}" in text or f"chat: tokenizer_config.json {part}" in text or f"tensor {part}" in text
-    assert text.count("say with pool.tokenizer whose") == 5
+    assert text.count("say with pool.tokenizer (or --tokenizer) whose") == 5
     assert "plain: " not in text
 
 

@@ -108,6 +108,24 @@ def ties(**changes: Any) -> dict[str, Any]:
     return {"merge_method": "ties", "base_model": "a", "models": models, **changes}
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, None),
+        ({"tokenizer_source": "base"}, "base"),
+        ({"tokenizer_source": "a"}, "base"),
+        ({"tokenizer_source": "c"}, "c"),
+        ({"tokenizer": {"source": "b", "tokens": None}, "chat_template": "auto"}, "b"),
+    ],
+)
+def test_whose_tokenizer_the_merged_model_takes(said: dict[str, Any], expected: str | None) -> None:
+    assert read_mergekit(yaml.safe_dump(ties(**said)), "mergekit.yml").tokenizer == expected
+    soup = {"merge_method": "linear", "models": [{"model": m} for m in ("b", "c")], "parameters": {"weight": 1}}
+    if expected != "base" or "a" not in said.values():
+        chosen = read_mergekit(yaml.safe_dump(soup | said), "mergekit.yml").tokenizer
+        assert chosen == {"b": "base"}.get(str(expected), expected)
+
+
 def test_defaults_are_mergekits() -> None:
     recipe = read(ties())
     assert recipe.models == ("base", "b", "c")
@@ -232,8 +250,16 @@ def test_pool_names_come_from_paths() -> None:
         (ties(models=[{"model": "b+c"}]), "'+' names an adapter"),
         (ties(models=[{"model": "b"}, {"model": "b"}]), "'b' stands twice"),
         (ties(models=[{"model": "b", "weight": 1}]), "$.models[0].weight (line 5): cannot be expressed here"),
-        (ties(tokenizer_source="union"), "$.tokenizer_source (line 10): expected 'base'; got 'union'"),
-        (ties(tokenizer={"source": "b"}), "$.tokenizer (line 10)"),
+        (
+            ties(tokenizer_source="union"),
+            "$.tokenizer_source (line 10): expected 'base' or one of the models (a, b, c)",
+        ),
+        (ties(tokenizer_source="d"), "got 'd'"),
+        (ties(tokenizer={}), "$.tokenizer (line 10): expected 'base' or one of the models (a, b, c); got 'union'"),
+        (ties(tokenizer={"source": "b", "tokens": {"x": {"source": "c"}}}), "$.tokenizer.tokens (line 12): cannot be"),
+        (ties(tokenizer={"source": "b", "pad_to_multiple_of": 8}), "$.tokenizer.pad_to_multiple_of (line 12)"),
+        (ties(tokenizer="b"), "$.tokenizer (line 10): expected either 'tokenizer_source' or a mapping"),
+        (ties(tokenizer_source="b", tokenizer={"source": "b"}), "$.tokenizer (line 11): expected either"),
         (ties(chat_template="chatml"), "expected 'auto'"),
         (ties(dtype="float64"), "expected one of bfloat16, float16, float32; got 'float64'"),
         (ties(parameters={"rescale": True}), "ties with rescale: true cannot be expressed here"),

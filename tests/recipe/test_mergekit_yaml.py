@@ -200,7 +200,7 @@ def test_a_scale_is_reproducible_only_where_there_is_one(operator: str, method: 
     assert inexpressible(recipe_of(operator, "mergekit", scale=0.9)) == ["lambda: it has none"]
 
 
-@pytest.mark.parametrize("operator", ["metagpt", "consensus", "magmax", "exclusive", "fusion"])
+@pytest.mark.parametrize("operator", ["metagpt", "consensus", "magmax", "exclusive", "fusion", "iso_c"])
 def test_operators_that_mergekit_lacks_are_named(operator: str) -> None:
     assert inexpressible(recipe_of(operator, "mergekit")) == [f"{operator}: it has no such method"]
 
@@ -218,6 +218,12 @@ def test_the_papers_della_and_sce_are_not_reproducible() -> None:
     )
     assert [reason.split(":")[0] for reason in inexpressible(by_tensor)] == ["rank=tensor", "masks"]
     assert [reason.split(":")[0] for reason in inexpressible(recipe_of("sce", "paper"))] == ["floor=False"]
+
+
+def test_core_space_is_not_reproducible_where_it_matters() -> None:
+    reason = "space=core: it merges weights"
+    assert inexpressible(replace(recipe_of("ties", "mergekit"), space="core")) == [reason]
+    assert inexpressible(replace(recipe_of("task_arithmetic", "mergekit"), space="core")) == []
 
 
 @pytest.mark.parametrize("operator", ["dare_linear", "dare_ties", "della", "della_linear"])

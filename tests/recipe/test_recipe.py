@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Operator, Recipe, options_of, uniform
+from evomerge.recipe.mergekit_yaml import inexpressible
 
 
 @st.composite
@@ -92,7 +93,7 @@ def test_every_coefficient_reaches_the_digest(recipe: Recipe, data: st.DataObjec
 
 
 @given(fields(layers=2, width=2))
-def test_fields_are_rounded_once(field: Field) -> None:
+def test_fields_have_no_negative_zero(field: Field) -> None:
     assert Field(field.rows) == field
     assert all(math.copysign(1.0, v) > 0 or v < 0 for rows in field.rows for row in rows for v in row), "no -0.0"
 
@@ -100,7 +101,35 @@ def test_fields_are_rounded_once(field: Field) -> None:
 @given(st.floats(-10, 10), st.floats(-1e-8, 1e-8))
 def test_what_weights_cannot_tell_apart_is_one_recipe(value: float, noise: float) -> None:
     coarse = round(value, 3)
-    assert Field.constant([coarse + noise], 2) == Field.constant([coarse], 2)
+    others = dict(ties()["parameters"])
+    one, other = (
+        Recipe(**ties(parameters=tuple((others | {"weight": Field.constant([w, 1.0], 2)}).items())))
+        for w in (coarse, coarse + noise)
+    )
+    assert one == other
+    assert one.digest == other.digest
+
+
+@pytest.mark.parametrize(("operator", "name"), [("nearswap", "t"), ("ram", "epsilon"), ("ram_plus", "epsilon")])
+def test_what_is_compared_with_changes_of_weights_keeps_more_places(operator: str, name: str) -> None:
+    table = OPERATORS[operator]
+    values = {key: Field.constant([p.default or 0.0], 2) for key, p in sorted(table.parameters.items())}
+    recipe = Recipe(
+        operator=operator,
+        options=options_of(table, "mergekit"),
+        base="base",
+        sources=("one",),
+        parameters=tuple((values | {name: Field.constant([4.123456e-7], 2)}).items()),
+        dtype="bfloat16",
+    )
+    assert recipe.parameter(name).at("mlp", 1) == (4.12346e-7,)
+    assert Recipe.from_data(json.loads(recipe.canonical())) == recipe
+
+
+def test_the_seventh_place_of_ordinary_parameters_changes_no_digest() -> None:
+    noisy = ((name, [v + 4e-7 for v in field.at("mlp", 0)]) for name, field in ties()["parameters"])
+    recipe = Recipe(**ties(parameters=tuple((name, Field.constant(row, 2)) for name, row in noisy)))
+    assert recipe.digest == Recipe(**ties()).digest == "4c75b765c3e488bfd0b71014832f4ae2"
 
 
 @given(fields(layers=3, width=2))
@@ -206,6 +235,22 @@ def test_the_mask_seed_matters_only_where_masks_are_drawn() -> None:
     assert seeded[0].digest != seeded[1].digest
 
 
+def test_a_recipe_names_its_space_only_where_it_is_another() -> None:
+    in_weights, in_core = Recipe(**ties()), Recipe(**ties(space="core"))
+    assert "space" not in in_weights.to_data()
+    assert Recipe.from_data(in_core.to_data()) == in_core
+    assert in_core.digest != in_weights.digest
+
+
+def test_core_space_takes_task_vectors_as_they_are() -> None:
+    with pytest.raises(ValueError, match="space must be one of"):
+        Recipe(**ties(space="cellar"))
+    with pytest.raises(ValueError, match="linear reads weights; core space has task vectors only"):
+        dataclasses.replace(uniform(["one"], layers=2, dtype="bfloat16"), space="core")
+    with pytest.raises(ValueError, match="core space takes adapters as they are"):
+        Recipe(**ties(space="core", transforms=("star", "none")))
+
+
 def test_models_are_base_then_sources() -> None:
     assert Recipe(**ties()).models == ("base", "one", "two")
     assert uniform(["two", "one"], layers=2, dtype="float32").models == ("two", "one")
@@ -227,3 +272,25 @@ def test_options_can_be_changed_one_by_one() -> None:
         options_of(OPERATORS["ties"], "paper", vote="loudest")
     with pytest.raises(ValueError, match="got rescale='l1'"):
         options_of(OPERATORS["ties"], "paper", rescale="l1")
+
+
+def test_modifiers_at_their_defaults_are_left_out() -> None:
+    parameters = dict(ties()["parameters"])
+    plain = Recipe(**ties())
+    idle = Recipe(**ties(parameters=tuple(sorted((parameters | {"omega": Field.constant([1.0], 2)}).items()))))
+    damped = Recipe(**ties(parameters=tuple(sorted((parameters | {"omega": Field.constant([0.25], 2)}).items()))))
+    assert idle == plain
+    assert idle.digest == plain.digest
+    assert damped.digest != plain.digest
+    assert Recipe.from_data(json.loads(damped.canonical())) == damped
+    assert "omega: it damps nothing" in inexpressible(damped)
+    assert "omega: it damps nothing" not in inexpressible(plain)
+
+
+def test_modifiers_need_a_base_and_a_legal_value() -> None:
+    parameters = dict(ties()["parameters"])
+    with pytest.raises(ValueError, match=r"omega must lie in \[0\.0, 1\.0\]; got \[1\.5, 1\.5\]"):
+        Recipe(**ties(parameters=tuple(sorted((parameters | {"omega": Field.constant([1.5], 2)}).items()))))
+    average = uniform(("one", "two"), layers=2, dtype="float32")
+    with pytest.raises(ValueError, match="parameters must be"):
+        dataclasses.replace(average, parameters=(("omega", Field.constant([0.5], 2)), *average.parameters))

@@ -138,7 +138,9 @@ def _score(store: RunStore, scenario: Scenario, candidate: Candidate, phase: Pha
     job = _job(candidate, phase, ItemSet.of({r.task: r.items for r in answers}))
     store.start_attempt(job)
     seconds = {"materialize": 0.25, "forward": 1.5, "evaluate": 0.5}
-    store.record(Scored(candidate=candidate.id, phase=phase, responses=answers, seconds=seconds), job=job)
+    store.record(
+        Scored(candidate=candidate.id, phase=phase, responses=answers, seconds=seconds, rewritten=0.5), job=job
+    )
 
 
 def _fail(store: RunStore, candidate: Candidate, reason: str) -> None:

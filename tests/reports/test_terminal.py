@@ -79,4 +79,5 @@ def test_status_of_a_run_with_failures(summary: Make) -> None:
     assert "stopped" in text
     assert "12 of 30" in text
     assert "evaluate: NaN in [layer] 3" in text
+    assert "50 % of the model" in text
     assert "Unconfirmed" in text

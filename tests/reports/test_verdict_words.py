@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from evomerge.recipe import OPERATORS, Field, Recipe, options_of, uniform
 from evomerge.reports import Summary, verdict
+from evomerge.reports.heatmaps import heatmap
 from evomerge.reports.words import describe, number, one_line, percent
 
 Make = Callable[..., Summary]
@@ -122,3 +123,7 @@ def test_recipes_in_words() -> None:
         dtype="float32",
     )
     assert describe(recipe) == "task_arithmetic of base + rev + sort, weight rev=0.25 sort=0.50"
+    chosen = replace(recipe, transforms=("none", "star"), options=(("normalize", True),))
+    expected = "task_arithmetic of base + rev + sort~star:40, normalize true, weight rev=0.25 sort=0.50"
+    assert describe(chosen) == expected
+    assert heatmap(chosen, "weight").columns == ("rev · all modules", "sort~star:40 · all modules")

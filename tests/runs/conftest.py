@@ -43,7 +43,9 @@ class Samples:
             Responses(task=task, metric="acc", items=ids, values=tuple((i * number) % 3 / 3 + shift for i in ids))
             for task, ids in ITEMS.tasks
         )
-        return Scored(candidate=number, phase=phase, responses=responses, seconds={"forward": 0.25}, worker="w1")
+        return Scored(
+            candidate=number, phase=phase, responses=responses, seconds={"forward": 0.25}, rewritten=0.75, worker="w1"
+        )
 
     def failed(self, number: int, phase: Phase = "search", reason: str = "NaN in layer 3") -> Failed:
         return Failed(candidate=number, phase=phase, stage="evaluate", reason=reason, worker="w1")

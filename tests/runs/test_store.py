@@ -28,6 +28,7 @@ def test_everything_comes_back_as_it_was(filled: RunStore, samples: Any) -> None
         (result,) = store.results()
         assert (result.candidate, result.seq, result.responses) == (0, 0, samples.scored(0).responses)
         assert (result.items_digest, result.seconds, result.worker) == (samples.items.digest, {"forward": 0.25}, "w1")
+        assert result.rewritten == 0.75
         (failure,) = store.failures()
         assert (failure.candidate, failure.stage, failure.reason) == (1, "evaluate", "NaN in layer 3")
 
@@ -113,7 +114,7 @@ def test_a_copy_counts_as_a_result(filled: RunStore, samples: Any) -> None:
     assert not filled.copy_result(samples.job(9), (0, 0))
     source, copy = filled.results("search")
     assert (copy.responses, copy.items_digest) == (source.responses, source.items_digest)
-    assert (copy.seq, copy.cached_from, copy.seconds) == (1, 0, {})
+    assert (copy.seq, copy.cached_from, copy.seconds, copy.rewritten) == (1, 0, {}, None)
 
 
 @pytest.mark.parametrize(("candidate", "source"), [(2, 0), (9, 1), (9, 77)])

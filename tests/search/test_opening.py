@@ -41,3 +41,14 @@ def test_another_value_is_a_change(old: Path) -> None:
     config = synthetic.experiment(space=space)
     with pytest.raises(StoreError, match=r"space.transforms: the run has \['none'\], now it is \['star:40'\]"):
         open_run(old, config, synthetic.LINEUP, space_of(config, synthetic.LINEUP))
+
+
+def test_residency_may_change_and_deltas_may_not(old: Path) -> None:
+    config = synthetic.experiment()
+    pinned, approximate = (
+        config.model_copy(update={"engine": config.engine.model_copy(update=change)})
+        for change in ({"residency": "pinned"}, {"deltas": "int8"})
+    )
+    open_run(old, pinned, synthetic.LINEUP, space_of(config, synthetic.LINEUP)).close()
+    with pytest.raises(StoreError, match=r"engine\.deltas: the run has 'exact', now it is 'int8'"):
+        open_run(old, approximate, synthetic.LINEUP, space_of(config, synthetic.LINEUP))

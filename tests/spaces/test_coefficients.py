@@ -116,3 +116,12 @@ def test_missing_layers_and_experts_are_named() -> None:
 )
 def test_misplaced_values_are_refused(wrong: dict[str, Any], expected: str) -> None:
     assert any(expected in fault for fault in faults_of([*everywhere(3), {"value": 0.5, **wrong}]))
+
+
+def test_values_that_no_gene_takes_are_refused() -> None:
+    genes = {"weight": {"edges": "first"}}
+    assert space_of(everywhere(3), 3, genes=genes)
+    found = faults_of([*everywhere(3), {"expert": "rev", "role": "head", "value": 0.5}], genes=genes)
+    assert len(found) == 1
+    assert "$.space.start_from[6]: head has no genes of its own" in found[0]
+    assert "set $.space.genes.weight.edges to own" in found[0]

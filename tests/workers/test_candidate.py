@@ -109,7 +109,7 @@ def test_failures_name_their_stage_and_the_next_job_is_done(worker: MergeWorker,
 def test_running_out_of_memory_is_called_by_its_name(
     worker: MergeWorker, job: Job, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def exhaust(_: object) -> None:
+    def exhaust(_: object, *, exact: bool) -> None:
         raise error
 
     monkeypatch.setattr(worker, "_engine", type("Exhausted", (), {"load": staticmethod(exhaust)}))

@@ -1,9 +1,9 @@
-"""Item response theory: mean scores over a whole task from a few well-chosen items, with an uncertainty that is checked."""
+"""Item response theory: mean scores over a whole task from a few chosen items, with an uncertainty that is checked."""
 
 from evomerge.fitness.irt.ability import Abilities, AbilityPrior, map_abilities, population_prior
 from evomerge.fitness.irt.audit import Audit, Remedy, audit_generation, corrected, inclusion_of
 from evomerge.fitness.irt.bank import ItemBank, content_digest, load_bank, save_bank
-from evomerge.fitness.irt.calibrate import dimensions_for, fit_bank
+from evomerge.fitness.irt.calibrate import PROMOTED_WEIGHT, dimensions_for, fit_bank
 from evomerge.fitness.irt.design import (
     audit_order,
     audited,
@@ -28,6 +28,7 @@ from evomerge.fitness.irt.prior import Family, family_prior
 from evomerge.fitness.irt.published import GmpIrt, GpIrt, MpIrt, PIrt, gp_weight
 
 __all__ = [
+    "PROMOTED_WEIGHT",
     "Abilities",
     "AbilityPrior",
     "Aipw",

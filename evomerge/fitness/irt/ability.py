@@ -21,8 +21,10 @@ from evomerge.fitness.irt.link import cumulant, link_mean, smoothed_mean, unit_v
 __all__ = ["LACK_OF_FIT", "Abilities", "AbilityPrior", "checked", "map_abilities", "population_prior"]
 
 LACK_OF_FIT = 1.25
-"""Overdispersion of responses given ability: items share more than a few dimensions explain, so that n answers tell as
-much as n / 1.25 independent ones. On real responses it brings 90 % intervals to their level; 1 is the textbook model."""
+"""Overdispersion of responses given ability.
+
+Items share more than a few dimensions explain, so n answers tell as much as n / 1.25 independent ones. On real
+responses this brings 90 % intervals to their level; 1 is the textbook model."""
 
 _SWEEPS = 4
 """Rounds of reweighting for a heavy-tailed prior; the weights settle in two or three."""
@@ -115,25 +117,27 @@ def map_abilities(
     given the current posterior, and the Gaussian problem solved again (expectation-maximization; Lange et al., 1989).
 
     Args:
+        bank: the items.
         responses: `[M, N]`, NaN where an item was not asked; rows may be empty, and then are the prior.
+        prior: of the M candidates.
         lack_of_fit: what dispersions are multiplied by.
 
     Raises:
         TaskError: responses that the bank cannot read.
     """
     responses = checked(bank, responses)
-    precision = np.linalg.inv(prior.scale)
+    precision = np.asarray(np.linalg.inv(prior.scale), dtype=np.float64)
     if math.isinf(prior.freedom):
-        return _gaussian_map(bank, responses, prior.mean, prior.mean, precision, lack_of_fit)
+        return _gaussian_map(bank, responses, prior.mean, (prior.mean, precision), lack_of_fit)
     weight = np.ones(len(responses))
     found = prior.abilities()
     for _ in range(_SWEEPS):
         weighted = precision * weight[:, None, None]
-        found = _gaussian_map(bank, responses, found.mean, prior.mean, weighted, lack_of_fit)
+        found = _gaussian_map(bank, responses, found.mean, (prior.mean, weighted), lack_of_fit)
         distance = _quadratic(precision, found.mean - prior.mean)
         distance += np.einsum("mde,med->m", precision, found.covariance)
         weight = (prior.freedom + bank.dimensions) / (prior.freedom + distance)
-    unasked = np.isnan(responses).all(axis=1)
+    unasked = np.asarray(np.isnan(responses).all(axis=1))
     covariance = np.where(unasked[:, None, None], prior.covariance, found.covariance)
     return Abilities(mean=found.mean, covariance=covariance)
 
@@ -144,9 +148,10 @@ def _quadratic(matrix: Floats, vector: Floats) -> Floats:
 
 
 def _gaussian_map(
-    bank: ItemBank, responses: Floats, start: Floats, mean: Floats, precision: Floats, lack_of_fit: float
+    bank: ItemBank, responses: Floats, start: Floats, prior: tuple[Floats, Floats], lack_of_fit: float
 ) -> Abilities:
-    """Newton's method with backtracking: undamped steps diverge on steep items."""
+    """Newton's method with backtracking: undamped steps diverge on steep items. Prior: mean and precision."""
+    mean, precision = prior
     asked = ~np.isnan(responses)
     share = asked / (bank.dispersion * lack_of_fit)  # weight of each answer, [M, N]
     answers = np.where(asked, responses, 0.0)
@@ -170,7 +175,7 @@ def _gaussian_map(
         theta, value = _backtrack(loss, theta, value, step)
         if np.abs(step).max() < 1e-6 * (1.0 + np.abs(theta).max()):
             break
-    covariance = np.linalg.inv(hessian(link_mean(bank.link, bank.linear(theta))))
+    covariance = np.asarray(np.linalg.inv(hessian(link_mean(bank.link, bank.linear(theta)))), dtype=np.float64)
     return Abilities(mean=theta, covariance=covariance)
 
 

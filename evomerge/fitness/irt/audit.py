@@ -48,7 +48,7 @@ class Audit:
 
     @property
     def z(self) -> float:
-        """r in standard errors; 0 without audit items."""
+        """Residual in standard errors; 0 without audit items."""
         return self.residual / self.se if self.items else 0.0
 
     @property
@@ -70,7 +70,7 @@ class Audit:
 
     @property
     def shift(self) -> float:
-        """r shrunk towards 0 by what chance may be in it, `r max(0, 1 - 1 / z^2)` (James and Stein, 1961)."""
+        """Residual shrunk towards 0 by what chance may be in it, `r max(0, 1 - 1 / z^2)` (James and Stein, 1961)."""
         return self.residual * max(0.0, 1.0 - 1.0 / self.z**2) if self.z else 0.0
 
     def widening(self) -> float:
@@ -110,13 +110,10 @@ def audit_generation(bank: ItemBank, prior: AbilityPrior, responses: Floats, inc
 
 
 def corrected(estimates: Estimates, audit: Audit, items: int) -> Estimates:
-    """Estimates shifted by the residual of the items that were not asked; their sd says what that leaves open.
+    """Estimates shifted by the audit's residual where nothing was asked; their sd says what that leaves open.
 
-    Augmented inverse probability weighting with the residual pooled over the generation, which one candidate's few audit
-    items could not tell, and shrunk: where the model holds, next to nothing changes.
-
-    Args:
-        items: N.
+    Augmented inverse probability weighting with the residual pooled over the generation, which one candidate's few
+    audit items could not tell, and shrunk: where the model holds, next to nothing changes. `items` is N.
     """
     if not audit.shift:
         return estimates

@@ -160,7 +160,7 @@ def load_bank(path: Path) -> ItemBank:
         TaskError: no such file, not an item bank, or one that is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             arrays = {name: np.array(file[name], dtype=np.float64) for name in _ARRAYS}
         if header["format"] != _FORMAT:

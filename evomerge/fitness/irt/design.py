@@ -77,7 +77,9 @@ def kmeans_anchors(rng: np.random.Generator, features: Floats, count: int) -> tu
     """Anchor items (tinyBenchmarks, Polo et al., 2024): the item nearest to each of `count` k-means centres.
 
     Args:
+        rng: for the start.
         features: what items are clustered by `[N, F]`: slopes beside difficulties, or calibrators' responses.
+        count: anchors.
 
     Returns:
         Places of the anchors, and for each the share of items in its cluster; fewer than `count` if items coincide.
@@ -142,6 +144,7 @@ def audited_batch(
     """Ask up to `total` items in all: a random audit stratum, and the most informative items beside it.
 
     Args:
+        bank: the items.
         abilities: current posterior, the prior before the first batch.
         asked: items asked so far.
         order: `audit_order` of the candidates, the same for all their batches.
@@ -163,10 +166,12 @@ def informative(bank: ItemBank, abilities: Abilities, asked: Mask, count: Places
     """Add to each candidate the items that tell most about its mean score over all items.
 
     Greedy c-optimal design (Pronzato and Pazman, 2013): an answer to item i lowers the variance `g' C g` of the mean
-    score by `w_i (g' C a_i)^2 / (1 + w_i a_i' C a_i)`, and the variance of the unasked rest by `phi_i V_i / N^2`. Inside
-    a batch `C` is updated for each pick, which needs no responses.
+    score by `w_i (g' C a_i)^2 / (1 + w_i a_i' C a_i)`, and that of the unasked rest by `phi_i V_i / N^2`. Inside a
+    batch `C` is updated for each pick, which needs no responses.
 
     Args:
+        bank: the items.
+        abilities: current posterior.
         asked: items asked already `[M, N]`.
         count: how many to add to each candidate `[M]`.
 

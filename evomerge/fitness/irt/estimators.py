@@ -3,8 +3,8 @@
 Every estimator is called alike: `estimator(responses, inclusion)`. The published ones that need an item bank are in
 `published`. Knows nothing of objectives, directions or fronts.
 
-Legend: M candidates, N items; responses `[M, N]`, NaN where not asked; inclusion `[M, N]`, the probability with which an
-item was drawn at random, NaN where it was chosen or not asked.
+Legend: M candidates, N items; responses `[M, N]`, NaN where not asked; inclusion `[M, N]`, the probability with which
+an item was drawn at random, NaN where it was chosen or not asked.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _sample_moments(responses: Floats) -> tuple[Floats, Floats]:
 class MapAbility:
     """Posterior of ability under a prior of each candidate's own, and what follows for the items not asked.
 
-    `(sum of asked y_i + sum of unasked E[p_i]) / N`, with variance `g' C g + sum of unasked phi_i V_i / N^2`: what is not
-    known of ability, and the chance in what was not asked. With `prior.family_prior` it knows parents and merge
+    `(sum of asked y_i + sum of unasked E[p_i]) / N`, with variance `g' C g + sum of unasked phi_i V_i / N^2`: what is
+    not known of ability, and the chance in what was not asked. With `prior.family_prior` it knows parents and merge
     coefficients; with `ability.population_prior` nothing but the calibrators.
     """
 
@@ -185,9 +185,10 @@ def audit_sums(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion
 class Aipw:
     """Augmented inverse probability weighting: the model's answer plus what random items say against it.
 
-    `(sum of m_i + sum over audit of (y_i - m_i) / pi_i) / N`, where `m_i` is the answer where the design asked for it and
-    the model's expectation, from the designed items only, elsewhere (Robins, Rotnitzky and Zhao, 1994). Unbiased
-    whatever the model is worth. A candidate without audit items has an infinite sd.
+    `(sum of m_i + sum over audit of (y_i - m_i) / pi_i) / N`, where `m_i` is the model's expectation from the designed
+    items only (Robins, Rotnitzky and Zhao, 1994). Unbiased whatever the model is worth, for which designed answers may
+    enter through the model alone: an item is designed only if the audit did not draw it. A candidate without audit
+    items has an infinite sd.
     """
 
     bank: ItemBank
@@ -199,15 +200,13 @@ class Aipw:
         drawn = np.full(responses.shape, np.nan) if inclusion is None else inclusion
         audit = ~np.isnan(drawn) & ~np.isnan(responses)
         designed = np.where(audit, np.nan, responses)
-        expected, _ = map_abilities(self.bank, designed, self.prior).expected(self.bank)
-        model = np.where(np.isnan(designed), expected, designed)
+        model, _ = map_abilities(self.bank, designed, self.prior).expected(self.bank)
         count, size = audit.sum(axis=1), len(self.bank.items)
         residual = np.where(audit, np.nan_to_num(responses) - model, 0.0)
         weighted = np.divide(residual, drawn, out=np.zeros_like(residual), where=audit)
-        chance = self.bank.dispersion * unit_variance(self.bank.link, expected)
-        square = (residual**2).sum(axis=1) + np.where(np.isnan(designed), chance, 0.0).sum(axis=1) / size
+        chance = (self.bank.dispersion * unit_variance(self.bank.link, model)).mean(axis=1)
         with np.errstate(divide="ignore"):
-            variance = square / (count + 1.0) / count * (1.0 - count / size)
+            variance = ((residual**2).sum(axis=1) + chance) / (count + 1.0) / count * (1.0 - count / size)
         return Estimates(
             mean=(model.sum(axis=1) + weighted.sum(axis=1)) / size,
             sd=np.where(count > 0, np.sqrt(np.maximum(variance, 0.0)), np.inf),

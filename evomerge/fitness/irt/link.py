@@ -19,9 +19,11 @@ from evomerge.fitness.estimate import Floats
 __all__ = ["Link", "cumulant", "link_mean", "smoothed_mean", "unit_variance"]
 
 Link = Literal["logistic", "gaussian"]
-"""`logistic`: scores in [0, 1]. Right-or-wrong items have phi = 1, which is the 2PL; graded ones phi < 1, the mean and
-variance of a Beta(m / phi - m, ...) score with precision `1 / phi - 1`, fitted by quasi-likelihood (Papke and Wooldridge,
-1996), so that scores of exactly 0 and 1 are no trouble. `gaussian`: any real score, `phi` its residual variance."""
+"""How scores are spread around their expectation.
+
+`logistic`: scores in [0, 1]. Right-or-wrong items have `phi = 1`, which is the 2PL. Graded ones have `phi < 1`: mean
+and variance of a Beta score with precision `1 / phi - 1`, fitted by quasi-likelihood (Papke and Wooldridge, 1996), for
+which scores of exactly 0 and 1 are no trouble. `gaussian`: any real score, `phi` its residual variance."""
 
 
 def link_mean(link: Link, eta: Floats) -> Floats:

@@ -70,6 +70,7 @@ def family_prior(
     """Prior of candidates from their parents, regressed on an archive of candidates that answered something.
 
     Args:
+        bank: the items.
         family: the candidates `[M]`.
         archive: earlier candidates `[T]`, described alike: fully evaluated or not.
         children: their abilities `[T]`; the less a candidate answered, the wider, and the less it teaches.
@@ -81,10 +82,10 @@ def family_prior(
     features, seen, penalty = _features(bank, family), _features(bank, past), _penalties(family, bank.dimensions)
     residuals, weight = known.mean - _middle(bank, past), np.ones(len(past))
     leverage = _leverage(features, np.diag(1.0 / penalty))
-    share = 0.5 if family.parents.shape[1] else 1.0
-    start = _INFLATION * share * (_FREEDOM - 2.0) / _FREEDOM / float(leverage.mean()) * bank.covariance
+    share = _INFLATION / 2.0 if family.parents.shape[1] else 1.0
+    start = share * (_FREEDOM - 2.0) / _FREEDOM / float(leverage.mean()) * bank.covariance
     for _ in range(_SWEEPS):
-        inverse = np.linalg.inv((seen.T * weight) @ seen + np.diag(penalty))
+        inverse = np.asarray(np.linalg.inv((seen.T * weight) @ seen + np.diag(penalty)), dtype=np.float64)
         slopes = inverse @ (seen.T * weight) @ residuals  # [F, D]
         errors = residuals - seen @ slopes
         scatter = _START_ROWS * start + (errors.T * weight) @ errors + (slopes.T * penalty) @ slopes

@@ -64,9 +64,9 @@ class GpIrt:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MpIrt:
-    """mp-IRT: p-IRT with ability `sum_k lambda_k gamma_k`, lambda by maximum likelihood on S (MERGE^3, Mencattini et
-    al., 2025, section 3).
+    """mp-IRT: p-IRT with ability `sum_k lambda_k gamma_k`, lambda by maximum likelihood on S.
 
+    MERGE^3 (Mencattini et al., 2025), section 3.
     The span is held by a Gaussian prior that is flat inside it and of no width outside.
 
     Attributes:
@@ -93,8 +93,9 @@ class MpIrt:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GmpIrt:
-    """gmp-IRT: `c sum_S w_i y_i + (1 - c) mp-IRT`, c = 1/2 (MERGE^3, Mencattini et al., 2025, section 3; c as in
-    Mergenetic 0.1.1).
+    """gmp-IRT: `c sum_S w_i y_i + (1 - c) mp-IRT`, c = 1/2.
+
+    MERGE^3 (Mencattini et al., 2025), section 3; c as in Mergenetic 0.1.1.
 
     Attributes:
         parents: as in `MpIrt`.
@@ -113,12 +114,13 @@ class GmpIrt:
 
 
 def gp_weight(bank: ItemBank, validation: Floats, count: int) -> float:
-    """tinyBenchmarks' c: `b^2 / (v / (4 n) + b^2)`.
+    """Weight c of tinyBenchmarks: `b^2 / (v / (4 n) + b^2)`.
 
-    `b` is the mean absolute error of p-IRT's expectations on the odd items with ability from the even ones, `v` the mean
-    variance of a model's responses; 4 stands for what anchors save.
+    `b` is the mean absolute error of p-IRT's expectations on the odd items with ability from the even ones, `v` the
+    mean variance of a model's responses; 4 stands for what anchors save.
 
     Args:
+        bank: the items.
         validation: full responses of models that the bank was not fitted with `[V, N]`.
         count: n.
     """
@@ -153,9 +155,8 @@ def _weighted_sum(responses: Floats, anchors: Floats | None) -> Floats:
     """`sum_S w_i y_i`, weights scaled to 1 over the asked items; NaN where nothing was asked."""
     weights = np.where(np.isnan(responses), 0.0, 1.0 if anchors is None else anchors)
     total = weights.sum(axis=1)
-    return np.divide(
-        (weights * np.nan_to_num(responses)).sum(axis=1), total, out=np.full(len(total), math.nan), where=total > 0
-    )
+    answers = (weights * np.nan_to_num(responses)).sum(axis=1)
+    return np.asarray(np.divide(answers, total, out=np.full(len(total), math.nan), where=total > 0))
 
 
 def _mixed(weight: float, direct: Floats, model: Estimates) -> Estimates:

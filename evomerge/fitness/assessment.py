@@ -1,0 +1,271 @@
+"""How a generation is scored: what its candidates are asked, round by round, and what their answers come to.
+
+Knows nothing of engines, stores or optimizers. An assessment is a dialogue, so that whoever drives it may take answers
+from a record as well as from workers; equal answers lead to equal questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import numpy as np
+
+from evomerge.config import ConstraintConfig, ObjectiveConfig, RaceConfig
+from evomerge.fitness.constraints import violation
+from evomerge.fitness.estimate import Floats, scores, weights
+from evomerge.fitness.items import ItemSplit
+from evomerge.fitness.racing import front_probability, halved, survival_probability, undecided
+from evomerge.outcome import ItemSet, Responses
+from evomerge.rng import stream
+
+__all__ = ["Answers", "Assessment", "Contest", "Questions", "Reader", "SharedItems", "Told", "portions"]
+
+Contest = Literal["mean", "front"]
+"""What candidates compete for: to be in the better half by the weighted mean, or for a place on the front."""
+
+Questions = Mapping[int, ItemSet]
+"""What some candidates are asked next, by id."""
+
+Answers = Mapping[int, tuple[Responses, ...] | None]
+"""All that they have answered so far; None for one that failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """A candidate as the optimizer is told of it.
+
+    Attributes:
+        scores: one per objective, higher is better.
+        sds: their standard deviations.
+        items: items that it answered.
+        violation: how far it is from keeping the constraints; 0 if it does.
+    """
+
+    scores: tuple[float, ...]
+    sds: tuple[float, ...]
+    items: int
+    violation: float = 0.0
+
+
+class Reader(Protocol):
+    """Chooses items and reads answers."""
+
+    def start(self, references: Mapping[str, int]) -> Questions:
+        """What the anchors are asked before the first generation.
+
+        Args:
+            references: ids by label.
+        """
+
+    def again(self, generation: int) -> Questions:
+        """What anchors are asked beside a later generation, so that candidates can be compared with them."""
+
+    def ask(self, candidates: Mapping[int, tuple[float, ...]], generation: int, total: int) -> Questions:
+        """The items that bring each candidate to `total` per task.
+
+        Args:
+            candidates: genomes in the unit box by id.
+            generation: counted from 0.
+            total: items per task, those asked before included.
+        """
+
+    def rest(self, candidates: Sequence[int]) -> Questions:
+        """All that these have not answered of what scores speak of; empty for a reader that does not promote."""
+
+    def learn(self, answers: Answers) -> None:
+        """Take in what was answered."""
+
+    def told(self, candidates: Sequence[int], generation: int) -> dict[int, Told]:
+        """What the answers come to; without those that failed."""
+
+
+class Assessment:
+    """Scores one generation after another.
+
+    Example:
+        ::
+
+            dialogue = assessment.generation(0, references, candidates)
+            questions = next(dialogue)
+            while True:
+                questions = dialogue.send(answers_to(questions))  # StopIteration carries what was found
+
+    Args:
+        reader: chooses items and reads answers.
+        objectives: what is optimized.
+        contest: what candidates compete for.
+        search: most items per task and candidate.
+        race: how items are shared out; None asks everybody everything at once.
+        promote: candidates of each generation that answer the rest.
+        seed: of the draws that tell what is undecided.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        objectives: Sequence[ObjectiveConfig],
+        *,
+        contest: Contest,
+        search: int,
+        race: RaceConfig | None,
+        promote: int,
+        seed: int,
+    ) -> None:
+        self._reader, self._race, self._promote, self._seed = reader, race, promote, seed
+        self._contest: Contest = contest
+        self._share = weights(objectives)
+        self._totals = portions(search, race.rounds if race else 1)
+        self._rivals: dict[int, Told] = {}
+
+    def generation(
+        self, generation: int, references: Mapping[str, int], candidates: Mapping[int, tuple[float, ...]]
+    ) -> Generator[Questions, Answers, dict[int, Told]]:
+        """Score one generation; the first one with the anchors.
+
+        Args:
+            generation: counted from 0.
+            references: anchors' ids by label.
+            candidates: genomes by id.
+
+        Yields:
+            What is asked next; wants all that those asked have answered so far.
+
+        Returns:
+            What is known of the candidates, and of the anchors in generation 0; without those that failed.
+        """
+        known = [*references.values()] if generation == 0 else []
+        beside = self._reader.start(references) if generation == 0 else self._reader.again(generation)
+        racing = dict(candidates)
+        for number, total in enumerate(self._totals):
+            questions = {**(beside if number == 0 else {}), **self._reader.ask(racing, generation, total)}
+            if questions:
+                self._reader.learn((yield questions))
+            found = self._reader.told([*candidates], generation)
+            open_ = self._open(found, [i for i in racing if i in found], generation, number)
+            racing = {i: candidates[i] for i in open_}
+            if not racing:
+                break
+        if rest := self._reader.rest(self._promoted(found, generation)):
+            self._reader.learn((yield rest))
+        found = self._reader.told([*known, *candidates], generation)
+        self._rivals |= found
+        return found
+
+    def _open(self, found: Mapping[int, Told], racing: Sequence[int], generation: int, number: int) -> list[int]:
+        """Those still racing that more items may decide."""
+        if self._race is None or not racing:
+            return []
+        ids, means, sds = _matrices(found)
+        if self._race.kind == "halving":
+            rows = [ids.index(i) for i in racing]
+            return [i for i, stays in zip(racing, halved(means[rows] @ self._share), strict=True) if stays]
+        chance = self._chances(found, generation, number)
+        open_ = undecided(chance, sds, sure=self._race.sure, target_sd=self._race.target_sd)
+        return [i for i, stays in zip(ids, open_, strict=True) if stays and i in racing]
+
+    def _promoted(self, found: Mapping[int, Told], generation: int) -> list[int]:
+        """The candidates that most probably matter; of equals the higher upper bound."""
+        if not self._promote or not found:
+            return []
+        ids, means, sds = _matrices(found)
+        chance = self._chances(found, generation, -1)
+        upper = means @ self._share + np.sqrt(sds**2 @ self._share**2)
+        order = sorted(range(len(ids)), key=lambda row: (-chance[row], -upper[row], ids[row]))
+        return [ids[row] for row in order[: self._promote]]
+
+    def _chances(self, found: Mapping[int, Told], generation: int, number: int) -> Floats:
+        """How probably each candidate survives or is on the front, among all that were scored `[c]`."""
+        draws = stream(self._seed, "race", generation, number)
+        if self._contest == "mean":
+            _, means, sds = _matrices(found)
+            mean, sd = means @ self._share, np.sqrt(sds**2 @ self._share**2)
+            return survival_probability(mean[:, None], sd[:, None], (len(found) + 1) // 2, draws)
+        _, means, sds = _matrices({**found, **{i: told for i, told in self._rivals.items() if i not in found}})
+        return front_probability(means, sds, draws)[: len(found)]
+
+
+def _matrices(found: Mapping[int, Told]) -> tuple[list[int], Floats, Floats]:
+    """Ids, scores and standard deviations; what breaks a constraint scores worse than all that does not."""
+    means = np.array([told.scores for told in found.values()])
+    broken = np.array([told.violation for told in found.values()])
+    spread = means.max(axis=0) - means.min(axis=0) + 1.0
+    means = means - np.where(broken > 0, 1.0 + broken, 0.0)[:, None] * spread
+    return list(found), means, np.array([told.sds for told in found.values()])
+
+
+def portions(search: int, rounds: int) -> list[int]:
+    """Items per task after each round: equal portions, the first ones larger by one where they do not divide.
+
+    Example:
+        >>> portions(10, 3)
+        [4, 7, 10]
+    """
+    edges = [-(-search * number // rounds) for number in range(rounds + 1)]
+    return [after for before, after in pairwise(edges) if after > before]
+
+
+class SharedItems:
+    """Every candidate of a generation is asked the same items, and scores their mean.
+
+    Args:
+        split: what may be asked.
+        objectives: what is optimized.
+        constraints: what must be kept.
+    """
+
+    def __init__(
+        self, split: ItemSplit, objectives: Sequence[ObjectiveConfig], constraints: Sequence[ConstraintConfig]
+    ) -> None:
+        self._split, self._objectives, self._constraints = split, objectives, constraints
+        self._answers: dict[int, tuple[Responses, ...]] = {}
+        self._asked: dict[int, tuple[int, int]] = {}
+        self._compared: dict[str, int] = {}
+
+    def start(self, references: Mapping[str, int]) -> Questions:
+        """The first generation's items."""
+        labels = {constraint.relative_to for constraint in self._constraints}
+        self._compared = {label: number for label, number in references.items() if label in labels}
+        return dict.fromkeys(references.values(), self._split.draw(0))
+
+    def again(self, generation: int) -> Questions:
+        """The generation's items, for the anchors that constraints are relative to."""
+        fresh = self._split.policy == "fresh"
+        return dict.fromkeys(self._compared.values(), self._split.draw(generation)) if fresh else {}
+
+    def ask(self, candidates: Mapping[int, tuple[float, ...]], generation: int, total: int) -> Questions:
+        """The next items of the generation's draw."""
+        found = {}
+        for number in candidates:
+            before = self._asked.get(number, (generation, 0))[1]
+            self._asked[number] = (generation, total)
+            found[number] = self._split.draw(generation, before, total)
+        return found
+
+    def rest(self, candidates: Sequence[int]) -> Questions:
+        """Nothing: the mean of a few items is not improved by knowing a few candidates better."""
+        return {}
+
+    def learn(self, answers: Answers) -> None:
+        """Keep what was answered."""
+        for number, found in answers.items():
+            if found is None:
+                self._answers.pop(number, None)
+            else:
+                self._answers[number] = found
+
+    def told(self, candidates: Sequence[int], generation: int) -> dict[int, Told]:
+        """Means of the answers."""
+        return {number: self._told(self._answers[number]) for number in candidates if number in self._answers}
+
+    def _told(self, answers: tuple[Responses, ...]) -> Told:
+        found = scores(answers, self._objectives)
+        known = {label: self._answers[number] for label, number in self._compared.items() if number in self._answers}
+        return Told(
+            scores=tuple(estimate.mean for estimate in found),
+            sds=tuple(estimate.se for estimate in found),
+            items=sum({response.task: len(response.items) for response in answers}.values()),
+            violation=violation(answers, known, self._constraints),
+        )

@@ -1,0 +1,338 @@
+"""Items chosen for each candidate, read through a model of items and abilities.
+
+The model is fitted to what the run itself measured (anchors and promoted candidates answer everything, the others
+little), or comes from a bank; a part of every candidate's items is random, so that the model is checked where the
+search goes. Knows nothing of engines, stores or optimizers.
+
+Legend: N items of a task that scores speak of (its universe); candidates' rows `[N]`, NaN where not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+from evomerge.config import ConstraintConfig, IrtConfig, Measured, ObjectiveConfig
+from evomerge.errors import TaskError
+from evomerge.fitness.assessment import Answers, Questions, Told
+from evomerge.fitness.estimate import Floats
+from evomerge.fitness.irt import (
+    Abilities,
+    AbilityPrior,
+    Family,
+    ItemBank,
+    MapAbility,
+    audit_generation,
+    audited,
+    audited_batch,
+    corrected,
+    dimensions_for,
+    family_prior,
+    fit_bank,
+    map_abilities,
+    population_prior,
+)
+from evomerge.fitness.irt.design import Mask, Places
+from evomerge.fitness.items import ItemSplit
+from evomerge.outcome import ItemSet
+from evomerge.rng import stream
+
+__all__ = ["ReducedItems", "universe"]
+
+Genome = tuple[float, ...]
+
+
+def universe(split: ItemSplit, task: str, size: int, seed: int, bank: ItemBank | None = None) -> tuple[int, ...]:
+    """The items that scores on a task speak of, sorted: of the search's, as many as `size`, those of a bank if given.
+
+    Raises:
+        TaskError: a bank that holds fewer than 2 of the search's items.
+    """
+    pool = split.pool[task]
+    if bank is not None:
+        found = tuple(sorted(set(pool).intersection(bank.items)))
+        if len(found) < 2:
+            raise TaskError(
+                f"task {task!r}: expected an item bank with at least 2 of the search's {len(pool)} items; got "
+                f"{len(found)}; fit the bank on more items of this task"
+            )
+        return found
+    drawn = stream(seed, "universe", task).choice(pool, min(size, len(pool)), replace=False)
+    return tuple(sorted(drawn.tolist()))
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Metric:
+    """One measured metric: every candidate's row, and the bank that reads them.
+
+    Attributes:
+        given: the bank came from outside: it is not fitted again.
+        complete: full rows when the bank was fitted last.
+    """
+
+    config: Measured
+    items: tuple[int, ...]
+    digest: str
+    bank: ItemBank | None
+    given: bool
+    complete: int = 0
+    rows: dict[int, Floats] = field(default_factory=dict)
+
+    def stacked(self, candidates: Sequence[int]) -> Floats:
+        """Their rows `[M, N]`; empty ones for those that answered nothing."""
+        nothing = np.full(len(self.items), np.nan)
+        return np.stack([self.rows.get(i, nothing) for i in candidates])
+
+    def refit(self) -> None:
+        """Fit the bank if there are new full rows, from the last one on where it has as many dimensions."""
+        complete = sum(not np.isnan(row).any() for row in self.rows.values())
+        if self.given or complete == self.complete:
+            return
+        size = dimensions_for(len(self.rows))
+        start = self.bank if self.bank is not None and self.bank.dimensions == max(size, 1) else None
+        matrix = np.stack(list(self.rows.values()))
+        task = self.config.task
+        self.bank = fit_bank(matrix, task=task, items=self.items, digest=self.digest, dimensions=size, start=start)
+        self.complete = complete
+
+
+@final
+class ReducedItems:
+    """Reads few, well-chosen answers as scores over a whole universe of items; a `Reader` of `assessment`.
+
+    Args:
+        split: what may be asked.
+        objectives: what is optimized.
+        constraints: what must be kept.
+        config: estimator settings.
+        digests: content digest of every task.
+        banks: banks by task; other tasks are calibrated on the fly.
+        seed: run seed.
+
+    Raises:
+        TaskError: a bank of another task or of other items and prompts.
+    """
+
+    def __init__(
+        self,
+        split: ItemSplit,
+        objectives: Sequence[ObjectiveConfig],
+        constraints: Sequence[ConstraintConfig],
+        config: IrtConfig,
+        *,
+        digests: Mapping[str, str],
+        banks: Mapping[str, ItemBank],
+        seed: int,
+    ) -> None:
+        for task, bank in banks.items():
+            bank.check(task, digests[task])
+        self._config, self._seed, self._objectives = config, seed, len(objectives)
+        items = {task: universe(split, task, config.universe, seed, banks.get(task)) for task in split.pool}
+        measured: tuple[Measured, ...] = (*objectives, *constraints)
+        self._metrics = [
+            _Metric(
+                config=metric,
+                items=items[metric.task],
+                digest=digests[metric.task],
+                bank=_narrowed(banks[metric.task], items[metric.task]) if metric.task in banks else None,
+                given=metric.task in banks,
+            )
+            for metric in measured
+        ]
+        self._lead = {metric.config.task: metric for metric in reversed(self._metrics)}
+        self._genomes: dict[int, Genome] = {}
+        self._audits: dict[str, dict[int, int]] = {task: {} for task in self._lead}
+        self._labels: dict[str, int] = {}
+        self._failed: set[int] = set()
+
+    def start(self, references: Mapping[str, int]) -> Questions:
+        """Everything: the anchors' abilities are what candidates' are predicted from."""
+        self._labels = dict(references)
+        return {number: ItemSet.of({task: m.items for task, m in self._lead.items()}) for number in references.values()}
+
+    def again(self, generation: int) -> Questions:
+        """Nothing: the anchors have answered everything."""
+        return {}
+
+    def ask(self, candidates: Mapping[int, Genome], generation: int, total: int) -> Questions:
+        """Random items while there is no model, then those that tell most beside a random audit."""
+        self._genomes |= candidates
+        ids = list(candidates)
+        if not ids:
+            return {}
+        masks = {task: self._designed(metric, ids, generation, total) for task, metric in self._lead.items()}
+        found = {}
+        for row, number in enumerate(ids):
+            new = {task: _items(self._lead[task], mask[row]) for task, mask in masks.items()}
+            if asked := {task: items for task, items in new.items() if items}:
+                found[number] = ItemSet.of(asked)
+        return found
+
+    def rest(self, candidates: Sequence[int]) -> Questions:
+        """All that they were not asked."""
+        found = {}
+        for number in candidates:
+            rows = {task: _items(m, np.isnan(m.stacked([number])[0])) for task, m in self._lead.items()}
+            if left := {task: items for task, items in rows.items() if items}:
+                found[number] = ItemSet.of(left)
+        return found
+
+    def learn(self, answers: Answers) -> None:
+        """Keep what was answered; fit the banks again when somebody answered everything."""
+        for number, responses in answers.items():
+            if responses is None:
+                self._failed.add(number)
+                continue
+            by_metric = {(r.task, r.metric): dict(zip(r.items, r.values, strict=True)) for r in responses}
+            for metric in self._metrics:
+                known = by_metric.get((metric.config.task, metric.config.metric), {})
+                metric.rows[number] = np.array([known.get(item, np.nan) for item in metric.items])
+        for metric in self._metrics:
+            for number in self._failed:
+                metric.rows.pop(number, None)
+            if metric.rows:
+                metric.refit()
+
+    def told(self, candidates: Sequence[int], generation: int) -> dict[int, Told]:
+        """Posterior means and standard deviations over the universe."""
+        ids = [number for number in candidates if number not in self._failed and number in self._metrics[0].rows]
+        if not ids:
+            return {}
+        read = [self._read(metric, ids) for metric in self._metrics]
+        limits = self._violations(read, ids)
+        used = [sum(int((~np.isnan(m.rows[i])).sum()) for m in self._lead.values()) for i in ids]
+        return {
+            number: Told(
+                scores=tuple(float(mean[row]) for mean, _ in read[: self._objectives]),
+                sds=tuple(float(sd[row]) for _, sd in read[: self._objectives]),
+                items=used[row],
+                violation=float(limits[row]),
+            )
+            for row, number in enumerate(ids)
+        }
+
+    def _designed(self, metric: _Metric, ids: Sequence[int], generation: int, total: int) -> Mask:
+        """The items that each candidate is to be asked now `[M, N]`."""
+        total = min(total, len(metric.items))
+        asked = ~np.isnan(metric.stacked(ids))
+        audits = self._audits[metric.config.task]
+        if metric.bank is None:
+            mask, count = audited(self._shared_order(metric, len(ids), generation), total), total
+        else:
+            abilities = map_abilities(metric.bank, metric.stacked(ids), self._prior(metric, metric.bank, ids))
+            orders = self._orders(metric, ids)
+            mask, count = audited_batch(metric.bank, abilities, asked, orders, total=total, share=self._config.audit)
+        audits.update(dict.fromkeys(ids, count))
+        return np.asarray(mask & ~asked)
+
+    def _shared_order(self, metric: _Metric, candidates: int, generation: int) -> Places:
+        """Before there is a model all are asked the same items, which makes them comparable."""
+        order = stream(self._seed, "audit", metric.config.task, generation).permutation(len(metric.items))
+        return np.tile(order, (candidates, 1))
+
+    def _orders(self, metric: _Metric, ids: Sequence[int]) -> Places:
+        """For each candidate an order of its own, whose beginning is its audit."""
+        task, size = metric.config.task, len(metric.items)
+        return np.stack([stream(self._seed, "audit", task, -1, number).permutation(size) for number in ids])
+
+    def _inclusion(self, metric: _Metric, ids: Sequence[int]) -> Floats:
+        """Inclusion probabilities of the audit items, NaN elsewhere `[M, N]`."""
+        counts = np.array([self._audits[metric.config.task].get(number, 0) for number in ids])
+        ranks = self._orders(metric, ids).argsort(axis=1)
+        return np.where(ranks < counts[:, None], counts[:, None] / len(metric.items), np.nan)
+
+    def _read(self, metric: _Metric, ids: Sequence[int]) -> tuple[Floats, Floats]:
+        """Scores and standard deviations, higher is better `[M]`."""
+        if metric.bank is None:
+            raise TaskError(f"task {metric.config.task!r}: expected answers of an anchor; got none; see the failures")
+        prior, rows = self._prior(metric, metric.bank, ids), metric.stacked(ids)
+        searched = np.array([number in self._genomes for number in ids])
+        found = MapAbility(bank=metric.bank, prior=prior)(rows)
+        if searched.any():
+            audit = audit_generation(
+                metric.bank, _only(prior, searched), rows[searched], self._inclusion(metric, np.array(ids)[searched])
+            )
+            match audit.remedy(promoted=0):
+                case "widen":
+                    found = MapAbility(bank=metric.bank, prior=prior.widened(audit.widening()))(rows)
+                case "correct":
+                    found = corrected(found, audit, len(metric.items))
+        sign = 1.0 if metric.config.goal == "max" else -1.0
+        return sign * found.mean, found.sd
+
+    def _prior(self, metric: _Metric, bank: ItemBank, ids: Sequence[int]) -> AbilityPrior:
+        """From parents and genomes, learned from the candidates before; the population's for anchors."""
+        parents = [n for label, n in self._labels.items() if label != "uniform" and n in metric.rows]
+        population = population_prior(bank, len(ids))
+        if not parents or not any(number in self._genomes for number in ids):
+            return population
+        known = map_abilities(bank, metric.stacked(parents), population_prior(bank, len(parents))).mean
+        past = [number for number in self._genomes if number in metric.rows and number not in set(ids)]
+        archive = self._family(known, past) if past else None
+        children = _abilities(bank, metric.stacked(past)) if past else None
+        born = [number in self._genomes for number in ids]
+        family = self._family(known, [n for n, searched in zip(ids, born, strict=True) if searched])
+        return _scattered(population, family_prior(bank, family, archive, children), np.array(born))
+
+    def _family(self, parents: Floats, ids: Sequence[int]) -> Family:
+        genomes = np.array([self._genomes[number] for number in ids]) - 0.5
+        return Family(parents=np.repeat(parents[None], len(ids), axis=0), coefficients=genomes)
+
+    def _violations(self, read: Sequence[tuple[Floats, Floats]], ids: Sequence[int]) -> Floats:
+        """What is missing to every limit, summed `[M]`."""
+        total = np.zeros(len(ids))
+        for metric, (mean, _) in zip(self._metrics, read, strict=True):
+            if isinstance(metric.config, ConstraintConfig):
+                total += np.maximum(0.0, metric.config.limit - (mean - self._reference(metric, metric.config)))
+        return total
+
+    def _reference(self, metric: _Metric, constraint: ConstraintConfig) -> float:
+        """The score that a limit is relative to; 0 if it is absolute."""
+        if constraint.relative_to is None:
+            return 0.0
+        row = metric.rows.get(self._labels[constraint.relative_to])
+        if row is None:
+            raise TaskError(
+                f"constraint {constraint.name!r}: expected answers of {constraint.relative_to} to compare with; got "
+                "none, because it failed; see its failure in the report"
+            )
+        return float(np.nanmean(row)) * (1.0 if constraint.goal == "max" else -1.0)
+
+
+def _items(metric: _Metric, mask: Mask) -> tuple[int, ...]:
+    return tuple(metric.items[column] for column in np.flatnonzero(mask))
+
+
+def _narrowed(bank: ItemBank, items: tuple[int, ...]) -> ItemBank:
+    """The bank of some of its items."""
+    at = bank.columns(items)
+    return ItemBank(
+        task=bank.task,
+        digest=bank.digest,
+        items=items,
+        link=bank.link,
+        slopes=bank.slopes[at],
+        difficulties=bank.difficulties[at],
+        dispersion=bank.dispersion[at],
+        mean=bank.mean,
+        covariance=bank.covariance,
+        calibrators=bank.calibrators,
+    )
+
+
+def _abilities(bank: ItemBank, rows: Floats) -> Abilities:
+    return map_abilities(bank, rows, population_prior(bank, len(rows)))
+
+
+def _only(prior: AbilityPrior, chosen: Mask) -> AbilityPrior:
+    return AbilityPrior(mean=prior.mean[chosen], scale=prior.scale[chosen], freedom=prior.freedom)
+
+
+def _scattered(population: AbilityPrior, family: AbilityPrior, born: Mask) -> AbilityPrior:
+    """The family's prior for those born of it, and the population's for the others, as one."""
+    mean, scale = population.mean.copy(), population.scale * (family.freedom - 2.0) / family.freedom
+    mean[born], scale[born] = family.mean, family.scale
+    return AbilityPrior(mean=mean, scale=scale, freedom=family.freedom)

@@ -1,0 +1,166 @@
+"""The arithmetic of plans as pure expressions over a run of elements, for a compiler to make one pass of each.
+
+They do what `evomerge.merging.kernels`, `contests` and `keeps` do, operation by operation and in the same order: both
+give the same numbers. All that differs between candidates comes in as tensors, so that new numbers need no new
+compilation. Nothing here is tied to a kind of device. Knows nothing of plans or compilers.
+
+Legend: `n` elements, `K` sources, `theta_k` their weights, `x_k = theta_k - theta_0` in fp32, `y_k` their ballots;
+`numbers` fp32 `[K + 1, 8]` and `words` int64 `[K, 2]`, with columns as named below; row K is what the sources share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from evomerge.merging import masks
+
+__all__ = [
+    "DIVISOR",
+    "EXTRA",
+    "FLOOR",
+    "GAIN",
+    "RULE",
+    "SCALE",
+    "SHARE",
+    "WEIGHT",
+    "banded",
+    "clipped",
+    "consensus",
+    "delta",
+    "dropped",
+    "levels",
+    "linear",
+    "overlap",
+    "pruned",
+    "rounded",
+    "tally",
+    "trimmed",
+    "vote",
+    "winner",
+]
+
+WEIGHT, GAIN, SHARE, RULE = range(4)
+"""Of a source; a consensus has its cut for a gain. The numbers of its rule begin at `RULE`."""
+
+DIVISOR, SCALE, EXTRA, FLOOR = range(4)
+"""What sources share; what `EXTRA` and `FLOOR` are, each kernel tells."""
+
+FP16_MAX = 65504.0
+
+Rows = Sequence[torch.Tensor]
+
+
+def linear(thetas: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """`sum_k weight_k theta_k / divisor`."""
+    return _fold([numbers[k, WEIGHT] * theta.float() for k, theta in enumerate(thetas)]) / numbers[-1, DIVISOR]
+
+
+def delta(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """`theta_0 + scale * sum_k y_k / divisor`."""
+    return _shifted(base, _fold(ballots) / numbers[-1, DIVISOR], numbers)
+
+
+def vote(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """A `Vote`; `EXTRA` is the least sum that elects +, `FLOOR` the least divisor."""
+    total = _fold(ballots)
+    signs = torch.where(total >= numbers[-1, EXTRA], 1.0, -1.0)
+    agreeing = [(ballot * signs).relu() for ballot in ballots]
+    divisor = _fold([torch.where(y > 0, numbers[k, SHARE], 0.0) for k, y in enumerate(agreeing)])
+    divisor = torch.maximum(divisor, numbers[-1, FLOOR])
+    divisor = divisor + (divisor == 0)
+    merged = _fold([numbers[k, GAIN] * y for k, y in enumerate(agreeing)]) / divisor * signs
+    return _shifted(base, merged, numbers)
+
+
+def tally(ballots: Rows) -> torch.Tensor:
+    """What a vote elected: the sum of the signs of sums, and the sum of positive ballots where sums are zero; `[2]`."""
+    total = _fold(ballots)
+    cancelled = torch.where(total == 0, _fold([ballot.relu() for ballot in ballots]), 0.0)
+    return torch.stack([total.sign().sum(), cancelled.sum()])
+
+
+def consensus(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """A `Consensus`; `EXTRA` is how many sources must matter."""
+    total = _fold(ballots)
+    matters = [ballot.abs() > (total - ballot).abs() * numbers[k, GAIN] for k, ballot in enumerate(ballots)]
+    enough = _fold([matter.float() for matter in matters]) >= numbers[-1, EXTRA]
+    return _shifted(base, total * enough, numbers)
+
+
+def winner(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """A `Winner` by magnitude."""
+    best = highest = torch.zeros_like(base)
+    for ballot in ballots:
+        best = torch.where(ballot.abs() > highest, ballot, best)
+        highest = torch.maximum(ballot.abs(), highest)
+    return _shifted(base, best, numbers)
+
+
+def overlap(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """An `Overlap`; `EXTRA` is its epsilon."""
+    active = [ballot.abs() > numbers[-1, EXTRA] for ballot in ballots]
+    count = _fold([here.float() for here in active])
+    changes = [ballot * here for ballot, here in zip(ballots, active, strict=True)]
+    parts = [torch.where(count > 1, x / count, x * numbers[k, GAIN]) for k, x in enumerate(changes)]
+    return _fold(parts) + base
+
+
+def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values in a dtype, within fp16's range if that is it."""
+    return (values.clamp(-FP16_MAX, FP16_MAX) if dtype == torch.float16 else values).to(dtype)
+
+
+def trimmed(x: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """A `Trim`; numbers: largest magnitude zeroed up to the last tie, and after it; word: that tie's index."""
+    return _trim(x, numbers[0], numbers[1], words[0], index)
+
+
+def banded(x: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """A `Band`; numbers and words: of the inner trim, then of the outer."""
+    inner = _trim(x, numbers[0], numbers[1], words[0], index)
+    return inner - _trim(x, numbers[2], numbers[3], words[1], index)
+
+
+def clipped(x: torch.Tensor, numbers: torch.Tensor, _words: torch.Tensor, _index: torch.Tensor) -> torch.Tensor:
+    """A `Clip`; number: its limit."""
+    return torch.minimum(torch.maximum(x, -numbers[0]), numbers[0])
+
+
+def dropped(x: torch.Tensor, _numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """A `Drop`; words: of the seed and of the density (see `evomerge.merging.masks`)."""
+    return x * masks.kept_by_word(words[0], words[1], index)
+
+
+def pruned(
+    x: torch.Tensor, levels: torch.Tensor, by_level: Rows, words: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
+    """A `Prune`; `by_level` are limits and gains, int64 and fp32 `[256]`; word: of the seed."""
+    limits, gains = by_level
+    at = levels.int()
+    return x * gains[at] * masks.kept_by_word(words[0], limits[at], index)
+
+
+def levels(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Levels of changes among those of their tensor, from a table `[2^15]` (see `evomerge.merging.ranks`)."""
+    return table[x.abs().view(torch.int32) >> 16]
+
+
+def _trim(
+    x: torch.Tensor, early: torch.Tensor, late: torch.Tensor, tie: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
+    largest_zeroed = torch.where(index.int() <= tie.int(), early, late)
+    return torch.where(x.abs() <= largest_zeroed, 0.0, x)
+
+
+def _shifted(base: torch.Tensor, change: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    return change * numbers[-1, SCALE] + base
+
+
+def _fold(rows: Rows) -> torch.Tensor:
+    """Sum, strictly in order."""
+    total = rows[0]
+    for row in rows[1:]:
+        total = total + row
+    return total

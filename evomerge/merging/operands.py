@@ -1,0 +1,234 @@
+"""What compiled kernels are called with: the numbers of one tensor's plan, laid out as `expressions` reads them.
+
+Knows nothing of how or whether anything is compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.merging import masks
+from evomerge.merging.expressions import DIVISOR, EXTRA, FLOOR, GAIN, SHARE
+from evomerge.merging.keep_rules import Band, Clip, Drop, Keep, Prune, Trim
+from evomerge.merging.plan import Consensus, Delta, Linear, Overlap, TensorPlan, Vote, Winner
+
+__all__ = ["Form", "Operands", "operands_of"]
+
+_ALL = 2**63 - 1
+_INT32 = 2**31 - 1
+_LEAST_PLUS = float(np.nextafter(np.float32(0), np.float32(1)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """What is compiled into a kernel; two plans of one form differ in numbers only.
+
+    Attributes:
+        kernel: of the plan.
+        rule: that every source's own rule is a case of; None where all is kept.
+        by_row: whether a `Prune` ranks by row.
+        sources: number of terms.
+        tallied: whether a vote counts what it elected.
+        stored: dtypes of the inputs, the base first.
+        dtype: of the result.
+        device: type of the device.
+    """
+
+    kernel: type
+    rule: type | None
+    by_row: bool
+    sources: int
+    tallied: bool
+    stored: tuple[torch.dtype, ...]
+    dtype: torch.dtype
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operands:
+    """One tensor's plan and inputs.
+
+    Attributes:
+        form: the kernel to call.
+        values: inputs `[n]`, the base first if there is one.
+        numbers: see `evomerge.merging.expressions`.
+        keeps: the rule of each source.
+        tables: of levels, uint8; one for each source that is pruned, else none.
+        by_level: limits and gains of each source, `[K, 256]`; none unless there are tables.
+    """
+
+    form: Form
+    values: tuple[torch.Tensor, ...]
+    numbers: torch.Tensor
+    keeps: tuple[Keep | None, ...]
+    tables: tuple[torch.Tensor, ...]
+    by_level: tuple[torch.Tensor, ...]
+
+    def within(self, start: int, count: int) -> tuple[Any, ...]:
+        """Arguments for the elements `start .. start + count - 1`; start must be even."""
+        part = slice(start, start + count)
+        device = self.values[0].device
+        tables = tuple(table[part] for table in self.tables) if self.form.by_row else self.tables
+        words = torch.tensor([_words(keep, start) for keep in self.keeps]).to(device)
+        return self.numbers, words, tuple(values[part] for values in self.values), tables, self.by_level
+
+    def electing_minus(self) -> Operands:
+        """The same vote with - elected where ballots cancel."""
+        numbers = self.numbers.clone()
+        numbers[-1, EXTRA] = _LEAST_PLUS
+        return replace(self, numbers=numbers)
+
+
+def operands_of(
+    tensor: TensorPlan, inputs: Mapping[str, torch.Tensor], facts: Mapping[str, torch.Tensor]
+) -> Operands | None:
+    """Lay out one tensor's plan.
+
+    Args:
+        tensor: the plan.
+        inputs: stored values by source, each `[n]`, all on one device.
+        facts: by source (see `evomerge.merging.facts`).
+
+    Returns:
+        None where a plan asks for what is not compiled: damping, factors, rules that do not mix, int8 inputs.
+    """
+    kernel = tensor.kernel
+    if not isinstance(kernel, Linear | Delta | Vote | Consensus | Winner | Overlap) or tensor.damping is not None:
+        return None
+    keeps = tuple(term.keep for term in kernel.terms)
+    rule = _joined(keeps)
+    if rule is _MIXED or not kernel.terms or not _plain(kernel):
+        return None
+    names = [term.source for term in kernel.terms]
+    values = tuple(inputs[name] for name in (names if isinstance(kernel, Linear) else [kernel.base, *names]))
+    if not all(isinstance(value, torch.Tensor) for value in values):
+        return None
+    device = values[0].device
+    form = Form(
+        kernel=type(kernel),
+        rule=rule,
+        by_row=any(isinstance(keep, Prune) and keep.ranks == "row" for keep in keeps),
+        sources=len(names),
+        tallied=isinstance(kernel, Vote) and kernel.zero == "majority",
+        stored=tuple(value.dtype for value in values),
+        dtype=getattr(torch, tensor.dtype),
+        device=device.type,
+    )
+    tables, by_level = _levels(form, keeps, [facts.get(name) for name in names], values[0])
+    numbers = torch.tensor(_numbers(kernel, rule), dtype=torch.float32).to(device)
+    return Operands(form=form, values=values, numbers=numbers, keeps=keeps, tables=tables, by_level=by_level)
+
+
+class _Mixed:
+    """Stands for rules of which none is a case of another."""
+
+
+_MIXED: type = _Mixed
+
+
+def _joined(keeps: Sequence[Keep | None]) -> type | None:
+    """The rule that all are cases of; None where none is needed."""
+    kinds = {type(keep) for keep in keeps if keep is not None}
+    if kinds == {Trim, Band}:
+        return Band
+    scopes = {keep.ranks for keep in keeps if isinstance(keep, Prune)}
+    if len(kinds) > 1 or len(scopes) > 1 or not kinds <= {Trim, Band, Drop, Prune, Clip}:
+        return _MIXED
+    return kinds.pop() if kinds else None
+
+
+def _plain(kernel: Linear | Delta | Vote | Consensus | Winner | Overlap) -> bool:
+    if isinstance(kernel, Vote) and kernel.select is not None:
+        return False
+    if isinstance(kernel, Winner) and kernel.by != "magnitude":
+        return False
+    return all(term.factors is None for term in kernel.terms)
+
+
+def _numbers(kernel: Linear | Delta | Vote | Consensus | Winner | Overlap, rule: type | None) -> list[list[float]]:
+    """`[K + 1, 8]`: a row for each source, then what they share."""
+    rows = [[term.weight, 1.0, 1.0, *_limits(term.keep, rule)] for term in kernel.terms]
+    shared = [1.0, getattr(kernel, "scale", 1.0), 0.0, -math.inf]
+    match kernel:
+        case Linear() | Delta():
+            shared[DIVISOR] = kernel.divisor
+        case Vote():
+            shared[FLOOR] = kernel.floor or -math.inf
+            for row, gain, share in zip(rows, kernel.gains, kernel.shares, strict=True):
+                row[GAIN], row[SHARE] = gain, share
+        case Consensus():
+            shared[EXTRA] = kernel.least
+            for row, cut in zip(rows, kernel.cuts, strict=True):
+                row[GAIN] = cut
+        case Overlap():
+            shared[EXTRA] = kernel.epsilon
+            for row, gain in zip(rows, kernel.gains, strict=True):
+                row[GAIN] = gain
+    return [row + [0.0] * (8 - len(row)) for row in (*rows, shared)]
+
+
+def _limits(keep: Keep | None, rule: type | None) -> list[float]:
+    """Numbers of a source's rule, as a case of the joined one."""
+    match keep:
+        case Trim() if rule is Band:
+            return [*_trim(keep), math.inf, math.inf]
+        case Trim():
+            return _trim(keep)
+        case Band():
+            return [*_trim(keep.inner), *_trim(keep.outer)]
+        case Clip():
+            return [keep.limit]
+    everything = {Trim: [-1.0, -1.0], Band: [-1.0, -1.0, math.inf, math.inf], Clip: [math.inf]}
+    return everything.get(rule, []) if rule is not None else []
+
+
+def _trim(trim: Trim) -> list[float]:
+    """The largest magnitudes that are zeroed up to the last tie, and after it."""
+    return [float(np.nextafter(np.float32(trim.threshold), np.float32(0))), trim.threshold]
+
+
+def _words(keep: Keep | None, start: int) -> tuple[int, int]:
+    """Words of a source's rule for a run of elements."""
+    match keep:
+        case Trim():
+            return _tie(keep, start), 0
+        case Band():
+            return _tie(keep.inner, start), _tie(keep.outer, start)
+        case Drop():
+            return masks.word(keep.seed, start), masks.limit(keep.density)
+        case Prune():
+            return masks.word(keep.seed, start), 0
+    return 0, _ALL
+
+
+def _tie(trim: Trim, start: int) -> int:
+    return min(max(trim.last_tie - start, -1), _INT32)
+
+
+def _levels(
+    form: Form, keeps: Sequence[Keep | None], tables: Sequence[torch.Tensor | None], like: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Tables of every source, and what masks do to each level."""
+    if form.rule is not Prune:
+        return (), ()
+    size = len(like) if form.by_row else 1 << 15
+    found = tuple(torch.zeros(size, dtype=torch.uint8) if table is None else table for table in tables)
+    limits = torch.tensor([_level_limits(keep) for keep in keeps])
+    gains = torch.tensor([_level_gains(keep) for keep in keeps], dtype=torch.float32)
+    return tuple(table.to(like.device) for table in found), (limits.to(like.device), gains.to(like.device))
+
+
+def _level_limits(keep: Keep | None) -> list[int]:
+    return [masks.limit(p) for p in keep.probabilities] if isinstance(keep, Prune) else [_ALL] * 256
+
+
+def _level_gains(keep: Keep | None) -> list[float]:
+    if not isinstance(keep, Prune) or not keep.inverse:
+        return [1.0] * 256
+    return [1.0 / p if p else 0.0 for p in keep.probabilities]

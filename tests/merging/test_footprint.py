@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+
+from evomerge.errors import ConfigError
+from evomerge.merging.footprint import RESERVE, Memory, Needs, Tier, choose, footprints, host_memory, needs_of
+from evomerge.merging.pool import ModelPool
+
+GB = 10**9
+# an 8B base and four experts in bf16
+NEEDS = Needs(live=16 * GB, held=80 * GB, widest=5 * GB, scratch=(10**7, GB))
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "workers", "tier"),
+    [
+        (141, 200, 1, "device"),
+        (80, 200, 1, "pinned"),
+        (80, 200, 2, "pinned"),
+        (80, 200, 8, "mapped"),  # as many times 80 GB cannot be pinned
+        (80, 64, 1, "mapped"),
+    ],
+)
+def test_the_best_tier_that_fits(device: int, host: int, workers: int, tier: str) -> None:
+    memory = Memory(device=device * GB, host=host * GB, workers=workers)
+    assert choose(footprints(NEEDS, on_device=True), memory).tier == tier
+
+
+@pytest.mark.parametrize("wanted", ["auto", "device", "pinned", "mapped"])
+def test_what_does_not_fit_is_refused_with_what_to_do(wanted: Tier | Literal["auto"]) -> None:
+    memory = Memory(device=24 * GB, host=64 * GB)
+    with pytest.raises(ConfigError, match=r"22\.4 GiB on the device, .*; use fewer workers, a smaller engine\.dtype"):
+        choose(footprints(NEEDS, on_device=True), memory, wanted)
+
+
+def test_a_wish_is_a_wish(make_family: Callable[..., Any]) -> None:
+    memory = Memory(device=200 * GB, host=400 * GB)
+    assert choose(footprints(NEEDS, on_device=True), memory, "pinned").tier == "pinned"
+    cpu = footprints(NEEDS, on_device=False)
+    assert [tier.tier for tier in cpu] == ["mapped"]
+    assert choose(cpu, Memory(device=None, host=20 * GB)).host == NEEDS.live + NEEDS.scratch[0]
+    with pytest.raises(ConfigError, match="expected a GPU for 'device'; got a CPU"):
+        choose(cpu, Memory(device=None, host=20 * GB), "device")
+
+
+def test_sums(make_family: Callable[..., Any]) -> None:
+    family = make_family(dtype="bfloat16")
+    pool = ModelPool.open(family.base, family.experts)
+    elements = sum(pool.tensor("base", spec.name).numel() for spec in pool.specs)
+    exact, small = needs_of(pool, "float32"), needs_of(pool, "float32", "int8")
+    assert exact.live == small.live == 4 * elements
+    assert exact.held == 3 * 2 * elements
+    assert 2 * elements + 2 * 1.03 * elements < small.held < exact.held
+    device, pinned, mapped = footprints(exact, on_device=True)
+    assert device.device == exact.live + exact.held + exact.scratch[1] + RESERVE
+    assert pinned.host == exact.held
+    assert mapped.host == device.host == 0
+
+
+def test_this_machine() -> None:
+    assert 0 < host_memory(free=True) <= host_memory(free=False)
