@@ -66,10 +66,10 @@ class Evaluator:
         """How many (candidate, phase) were given up."""
         return len(self._failures)
 
-    def responses(self, candidate: int, phase: Phase) -> tuple[Responses, ...] | None:
-        """What a candidate answered in all rounds; None if it has no result or failed."""
-        rounds = self._rounds.get((candidate, phase))
-        return None if rounds is None or (candidate, phase) in self._failures else together(rounds.values())
+    def responses(self, candidate: int, phase: Phase, rounds: int) -> tuple[Responses, ...] | None:
+        """What a candidate answered in its first rounds, whatever is recorded of later ones; None if it failed there."""
+        found = self._rounds.get((candidate, phase), {})
+        return together(found[number] for number in range(rounds)) if len(found) >= rounds else None
 
     def settle(self, jobs: Sequence[Job], stop: Stop) -> Iterator[int]:
         """Settle some jobs, at most one for each candidate and all of one phase.

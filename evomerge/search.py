@@ -205,7 +205,9 @@ class Search:
             self._rounds.update(questions.keys())
             self._spent += sum(map(len, questions.values()))
             try:
-                questions = dialogue.send({i: self._evaluator.responses(i, "search") for i in questions})
+                questions = dialogue.send(
+                    {i: self._evaluator.responses(i, "search", self._rounds[i]) for i in questions}
+                )
             except StopIteration as end:
                 return dict(end.value)
         return {}

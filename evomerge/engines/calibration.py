@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from evomerge.engines.texts import token_ids
 from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import DiskError, PoolError, require_installed
-from evomerge.merging.calibrated import Statistic, documents, statistics_file
+from evomerge.merging.calibrated import Statistic, statistics_file
 from evomerge.merging.layout import stores_inputs_first
 from evomerge.recipe import uniform
 
@@ -112,12 +113,7 @@ def _sequences(engine: TransformersEngine, pool: ModelPool, model: str) -> list[
 
     assert pool.calibration is not None, "statistics_file has refused this"
     file, tokens = pool.calibration.texts[model], pool.calibration.tokens
-    ids: list[int] = []
-    for text in documents(file):
-        ids += engine.tokenizer(text, verbose=False)["input_ids"]
-        if len(ids) >= tokens:
-            break
-    ids = ids[:tokens]
+    ids = token_ids(engine.tokenizer, file, tokens)
     if len(ids) < 2:
         raise PoolError(f"{file}: expected at least 2 tokens of calibration text; got {len(ids)}; choose another text")
     length = min(_BLOCK, getattr(engine.model.config, "max_position_embeddings", None) or _BLOCK, len(ids))

@@ -90,6 +90,7 @@ class TransformersEngine:
         config: device, dtype, batch size and threads. The thread count holds for the whole process.
 
     Attributes:
+        pool: base and experts.
         model: the transformers model, in evaluation mode.
         tokenizer: the pool's choice.
         device, dtype: where the model lives and what it computes in, for example `cpu` and `bfloat16`.
@@ -105,12 +106,11 @@ class TransformersEngine:
         import torch
 
         torch.set_num_threads(config.threads)
-        self.config = config
+        self.config, self.pool = config, pool
         self.device = _device(config.device)
         self.dtype: str = pool.dtype if config.dtype == "pool" else config.dtype
         self.model, self.tokenizer = _build(pool, self.device, self.dtype)
         self.watch = ForwardWatch(self.model)
-        self._pool = pool
         self._parameters = _targets(self.model, pool)
         self._residence = _residence(pool, config, self.device, self.dtype)
         self._written: tuple[MergePlan, bool] | None = None
@@ -132,12 +132,12 @@ class TransformersEngine:
         from evomerge.merging.operators import lower
 
         started = time.perf_counter()
-        plan, approximate = lower(recipe, self._pool), self.config.deltas == "int8" and not exact
+        plan, approximate = lower(recipe, self.pool), self.config.deltas == "int8" and not exact
         previous, before = self._written or (None, approximate)
         names = plan.changed(previous if before == approximate else None)
         self._written = None
         self._residence.approximate = approximate
-        execute_into(plan, self._pool, self._parameters, only=names, residence=self._residence)
+        execute_into(plan, self.pool, self._parameters, only=names, residence=self._residence)
         self._written = plan, approximate
         return LoadStats(seconds=time.perf_counter() - started, rewritten_share=self._share(names))
 

@@ -57,6 +57,13 @@ def test_dimensions_follow_the_number_of_calibrators() -> None:
     assert [dimensions_for(n) for n in (1, 29, 30, 49, 50, 99, 100)] == [0, 0, 1, 1, 2, 2, 5]
 
 
+def test_sparse_rows_count_by_their_answers() -> None:
+    responses, _, _ = binary(200, 20)
+    sparse = np.where(np.random.default_rng(0).random(responses.shape) < 0.9, np.nan, responses)
+    assert np.unique(fit(sparse).slopes).size == 1
+    assert fit(responses).dimensions == 5
+
+
 def test_few_calibrators_get_rasch() -> None:
     responses, _, _ = binary(12, 30)
     bank = fit(responses)

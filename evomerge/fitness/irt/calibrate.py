@@ -30,10 +30,11 @@ _POPULATION_ROWS = 10
 """Calibrators that the unit prior of the population counts as."""
 
 
-def dimensions_for(calibrators: int) -> int:
+def dimensions_for(calibrators: float) -> int:
     """Dimensions that so many calibrators can tell apart; 0 is Rasch's model, which has difficulties only.
 
-    Measured on leaderboard responses: 5 dimensions from 100 calibrators on, more than 2 overfit with 50.
+    Measured on leaderboard responses: 5 dimensions from 100 calibrators on, more than 2 overfit with 50. Where many
+    responses are missing, answers per item count and not rows: sparse rows overfit just as few do.
     """
     return 0 if calibrators < 30 else 1 if calibrators < 50 else 2 if calibrators < 100 else 5
 
@@ -79,7 +80,8 @@ def fit_bank(
     """
     responses, weights = _answered(np.asarray(responses, dtype=np.float64), weights, task, len(items))
     link: Link = "logistic" if _in_unit_interval(responses) else "gaussian"
-    dimensions = dimensions_for(len(responses)) if dimensions is None else dimensions
+    if dimensions is None:
+        dimensions = dimensions_for(np.count_nonzero(~np.isnan(responses)) / len(items))
     rasch = dimensions == 0
     if start is not None:
         start.check(task, digest)
