@@ -67,7 +67,7 @@ class Evaluator:
         return len(self._failures)
 
     def responses(self, candidate: int, phase: Phase, rounds: int) -> tuple[Responses, ...] | None:
-        """What a candidate answered in its first rounds, whatever is recorded of later ones; None if it failed there."""
+        """What a candidate answered in its first rounds, whatever is recorded of later ones; None if it failed."""
         found = self._rounds.get((candidate, phase), {})
         return together(found[number] for number in range(rounds)) if len(found) >= rounds else None
 

@@ -1,5 +1,17 @@
 """Configuration: schema, YAML with lines, shipped names."""
 
+from evomerge.config.algorithms import (
+    Algorithm,
+    CatCmaConfig,
+    CmaConfig,
+    IslandsConfig,
+    MapConfig,
+    Nsga2Config,
+    Nsga3Config,
+    RandomConfig,
+    SepCmaConfig,
+    SmsEmoaConfig,
+)
 from evomerge.config.coefficients import Coefficient
 from evomerge.config.fitness import (
     ConfirmConfig,
@@ -23,16 +35,12 @@ from evomerge.config.loader import (
     shipped_names,
 )
 from evomerge.config.models import (
-    Algorithm,
     Budget,
     CalibrationConfig,
-    CmaConfig,
     EngineConfig,
     ExecutorConfig,
     Experiment,
-    Nsga2Config,
     PoolConfig,
-    RandomConfig,
     RayConfig,
     SerialConfig,
 )
@@ -43,6 +51,7 @@ __all__ = [
     "Algorithm",
     "Budget",
     "CalibrationConfig",
+    "CatCmaConfig",
     "CmaConfig",
     "Coefficient",
     "ConfirmConfig",
@@ -54,12 +63,15 @@ __all__ = [
     "FunctionConfig",
     "GeneRange",
     "IrtConfig",
+    "IslandsConfig",
     "ItemsConfig",
     "KlConfig",
     "LossConfig",
+    "MapConfig",
     "MeanConfig",
     "Measured",
     "Nsga2Config",
+    "Nsga3Config",
     "ObjectiveConfig",
     "OperatorConfig",
     "ParameterSpaceConfig",
@@ -68,7 +80,9 @@ __all__ = [
     "RandomConfig",
     "RayConfig",
     "ScorerConfig",
+    "SepCmaConfig",
     "SerialConfig",
+    "SmsEmoaConfig",
     "TextConfig",
     "dump",
     "find",

@@ -11,22 +11,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from evomerge.config.algorithms import Algorithm
 from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.scorers import KlConfig
 from evomerge.config.space import ParameterSpaceConfig
 
 __all__ = [
-    "Algorithm",
     "Budget",
     "CalibrationConfig",
-    "CmaConfig",
     "EngineConfig",
     "ExecutorConfig",
     "Experiment",
-    "Nsga2Config",
     "PoolConfig",
-    "RandomConfig",
     "RayConfig",
     "SerialConfig",
 ]
@@ -82,36 +79,6 @@ class PoolConfig(Strict):
         """Calibration text by model."""
         text = {} if self.calibration is None else self.calibration.text
         return text if isinstance(text, dict) else dict.fromkeys(("base", *self.experts), text)
-
-
-Population = Annotated[int, Field(ge=4)]
-
-
-class CmaConfig(Strict):
-    """CMA-ES on the weighted mean of the objectives."""
-
-    kind: Literal["cma"]
-    population: Population = 24
-    sigma: Annotated[Finite, Field(gt=0, le=1)] = 0.2
-    """First step size, as a share of each gene's range."""
-
-
-class Nsga2Config(Strict):
-    """NSGA-II on all objectives."""
-
-    kind: Literal["nsga2"]
-    population: Population = 20
-
-
-class RandomConfig(Strict):
-    """Uniform random search, the reference every other algorithm must beat."""
-
-    kind: Literal["random"]
-    population: Population = 20
-    """Candidates per batch."""
-
-
-Algorithm = Annotated[CmaConfig | Nsga2Config | RandomConfig, Field(discriminator="kind")]
 
 
 class Budget(Strict):
@@ -226,6 +193,12 @@ class Experiment(Strict):
                     f"{what} needs a text that {', '.join(missing)} can be run over; "
                     "give one as pool.calibration, for example {text: some.txt}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_takes_the_objectives(self) -> Self:
+        if misfit := self.algorithm.misfit(len(self.fitness.objectives)):
+            raise ValueError(f"algorithm: {misfit}")
         return self
 
     @model_validator(mode="after")

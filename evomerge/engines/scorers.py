@@ -177,7 +177,8 @@ def _module(config: FunctionConfig) -> ModuleType:
         return import_module(config.function.partition(":")[0])
     name = f"evomerge_scorer_{hashlib.blake2b(str(file).encode(), digest_size=8).hexdigest()}"
     spec = spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, "the file ends in .py"
+    assert spec is not None, "the file ends in .py"
+    assert spec.loader is not None, "likewise"
     module = sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -160,12 +160,7 @@ def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _divergence(ids: torch.Tensor, reference: torch.Tensor, logits: torch.Tensor) -> float:
-    """Mean of `sum p log(p / q)` over the kept tokens and the rest, all of which is one event.
-
-    Args:
-        ids, reference: `[L, K]`, the kept tokens and their log-probabilities.
-        logits: `[L, V]` of the candidate.
-    """
+    """Mean of `sum p log(p / q)` over the kept tokens `[L, K]` and the rest, which is one event; `logits` `[L, V]`."""
     reference = reference.double()
     candidate = logits.log_softmax(-1).gather(-1, ids).double()
     total = (reference.exp() * (reference - candidate)).sum(-1)

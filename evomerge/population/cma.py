@@ -1,33 +1,60 @@
-"""CMA-ES on the weighted mean of the objectives: the adapter around `cmaes`.
-
-The distribution lives in an unbounded latent space and a sine folds its samples into the unit box, so nothing is ever
-clipped or resampled at the borders. Unlike a sigmoid, the sine has no plateau where a drifting mean would get lost, and
-an optimum on the border is an ordinary point of the latent space.
-"""
+"""CMA-ES on the weighted mean of the objectives, full or diagonal: the adapter around `cmaes`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import cmaes
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.latent import Floats, to_genome, to_latent, weighted_mean
 from evomerge.rng import derive_seed
 from evomerge.spaces import Genome
 
-__all__ = ["Cma"]
-
-Floats = NDArray[np.float64]
+__all__ = ["Cma", "Distribution", "learned_from"]
 
 _WIDEST = 1.0
 """Standard deviation at which samples are spread over more than one fold of the sine, so that costs say nothing."""
 
-_EDGE = 0.02
-"""How close to the border a start may lie: the sine is flat there, so first steps would have little effect."""
+_BEST_SHARE, _BROADENING = 0.1, 0.1
+"""Of an earlier run: share of the genomes that say where to begin, and the standard deviation around each of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Distribution:
+    """A Gaussian in latent space.
+
+    Attributes:
+        mean: `(d,)`.
+        sigma: step size.
+        covariance: `(d, d)`, of determinant 1; None for the unit matrix.
+    """
+
+    mean: Floats
+    sigma: float
+    covariance: Floats | None = None
+
+
+def learned_from(evaluations: Sequence[Evaluation], weights: tuple[float, ...]) -> Distribution:
+    """Where the best tenth of an earlier run lies, as a first distribution.
+
+    Nomura et al. 2021, "Warm Starting CMA-ES for Hyperparameter Optimization", with gamma and alpha of 0.1.
+
+    Args:
+        evaluations: of an earlier run over the same genes.
+        weights: one per objective.
+
+    Raises:
+        ValueError: fewer than ten evaluations.
+    """
+    if len(evaluations) < 1 / _BEST_SHARE:
+        raise ValueError(f"a warm start needs at least 10 scored candidates; got {len(evaluations)}")
+    solutions = [(to_latent(told.genome), weighted_mean(told.costs, weights)) for told in evaluations]
+    mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=_BEST_SHARE, alpha=_BROADENING)
+    return Distribution(mean=mean, sigma=float(sigma), covariance=covariance)
 
 
 @final
@@ -47,59 +74,66 @@ class Cma(Algorithm):
         population: genomes per generation.
         sigma: first step size as a share of each gene's range.
         seed: seed of the run.
+        diagonal: keep variances only (Ros and Hansen 2008, sep-CMA-ES): a generation costs O(d), and less is learned.
+        lr_adapt: let learning rates follow the signal-to-noise ratio (Nomura et al. 2023); not with `diagonal`.
+        learned: a first distribution that takes the place of `start` and, until a restart, of `sigma`; its covariance
+            is left out with `diagonal`.
     """
 
-    def __init__(self, *, start: Genome, weights: tuple[float, ...], population: int, sigma: float, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        start: Genome,
+        weights: tuple[float, ...],
+        population: int,
+        sigma: float,
+        seed: int,
+        diagonal: bool = False,
+        lr_adapt: bool = False,
+        learned: Distribution | None = None,
+    ) -> None:
         self.population = population
         self._weights = weights
         self._sigma = sigma
         self._seed = seed
+        self._diagonal = diagonal and len(start) > 1  # the library's diagonal form needs two dimensions
+        self._lr_adapt = lr_adapt
         self._restarts = 0
-        self._mean = _to_latent(start)
-        self._distribution = self._start_here()
+        first = learned or Distribution(mean=to_latent(start), sigma=sigma)
+        self._mean = first.mean
+        self._optimizer = self._begin(first)
         self._latents: list[Floats] = []
         self._last: list[Genome] = []
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
-        return tuple(dict.fromkeys([_to_genome(self._mean), *self._last])) if self._last else ()
+        return tuple(dict.fromkeys([to_genome(self._mean), *self._last])) if self._last else ()
 
     def _propose(self) -> tuple[Genome, ...]:
-        self._latents = [self._distribution.ask() for _ in range(self.population)]
-        return tuple(_to_genome(latent) for latent in self._latents)
+        self._latents = [self._optimizer.ask() for _ in range(self.population)]
+        return tuple(to_genome(latent) for latent in self._latents)
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
-        costs = [_weighted_mean(evaluation.costs, self._weights) for evaluation in evaluations]
+        costs = [weighted_mean(evaluation.costs, self._weights) for evaluation in evaluations]
         order = sorted(range(len(costs)), key=costs.__getitem__)
         self._last = [evaluations[i].genome for i in order]
         if costs[order[0]] == costs[order[-1]] or not self._update(costs):
             self._restarts += 1
-            self._distribution = self._start_here()
+            self._optimizer = self._begin(Distribution(mean=self._mean, sigma=self._sigma))
 
     def _update(self, costs: list[float]) -> bool:
         """Move the distribution; False if it is of no more use."""
         with np.errstate(all="ignore"):  # a singular covariance divides by 0 here, and is then replaced
-            self._distribution.tell(list(zip(self._latents, costs, strict=True)))  # a copy: the library sorts it
-            if not np.isfinite(self._distribution.mean).all():
+            self._optimizer.tell(list(zip(self._latents, costs, strict=True)))  # a copy: the library sorts it
+            if not np.isfinite(self._optimizer.mean).all():
                 return False
             spread = np.sqrt(np.mean((np.array(self._latents) - self._mean) ** 2))
-            self._mean = self._distribution.mean.copy()
-            return spread <= max(_WIDEST, 2.0 * self._sigma) and not self._distribution.should_stop()
+            self._mean = self._optimizer.mean.copy()
+            return spread <= max(_WIDEST, 2.0 * self._sigma) and not self._optimizer.should_stop()
 
-    def _start_here(self) -> cmaes.CMA:
+    def _begin(self, first: Distribution) -> cmaes.CMA | cmaes.SepCMA:
         seed = derive_seed(self._seed, "cma", self._restarts) & 0xFFFFFFFF  # all that a RandomState takes
-        return cmaes.CMA(mean=self._mean.copy(), sigma=self._sigma, population_size=self.population, seed=seed)
-
-
-def _weighted_mean(costs: tuple[float, ...], weights: tuple[float, ...]) -> float:
-    return math.fsum(cost * weight for cost, weight in zip(costs, weights, strict=True)) / math.fsum(weights)
-
-
-def _to_latent(genome: Genome) -> Floats:
-    values: Floats = np.clip(np.array(genome.values), _EDGE, 1.0 - _EDGE)
-    latent: Floats = np.arcsin(2.0 * values - 1.0) / 2.0
-    return latent
-
-
-def _to_genome(latent: Floats) -> Genome:
-    return Genome(tuple(0.5 + 0.5 * np.sin(2.0 * latent)))  # slope 1 at 0.5: latent steps are shares of the range
+        common = {"mean": first.mean.copy(), "sigma": first.sigma, "population_size": self.population, "seed": seed}
+        if self._diagonal:
+            return cmaes.SepCMA(**common)
+        return cmaes.CMA(**common, cov=first.covariance, lr_adapt=self._lr_adapt)

@@ -98,6 +98,8 @@ def test_a_refit_of_other_prompts_is_refused() -> None:
     responses, _, _ = binary(40, 10)
     with pytest.raises(TaskError, match="prompts"):
         fit(responses, digest="other", start=fit(responses))
+    with pytest.raises(TaskError, match="same items"):
+        fit(responses[:, :8], start=fit(responses))
 
 
 @pytest.mark.parametrize("models", [3, 40, 120])

@@ -1,7 +1,7 @@
 """Fit an item bank to a response matrix: joint maximum a posteriori, missing responses native.
 
 Multidimensional two-parameter logistic model (Reckase, 2009), abilities and items together, by L-BFGS. Priors: `theta ~
-N(0, I)`, slopes `N(0, I)`, difficulties `N(d0, 3^2)` with `d0` the logit of the overall mean. Needs torch.
+N(0, I)`, slopes `N(0, I)`, difficulties `N(d0, 2^2)` with `d0` the logit of the overall mean. Needs torch.
 
 Legend: as in `bank`; M calibrators.
 """
@@ -25,7 +25,7 @@ PROMOTED_WEIGHT = 5.0
 """What a promoted candidate should count as in a refit. Measured under extrapolation with 20 of them: an eighth less
 error than with 1; 20 is no better."""
 
-_DIFFICULTY_SD = 3.0
+_DIFFICULTY_SD = 2.0
 _POPULATION_ROWS = 10
 """Calibrators that the unit prior of the population counts as."""
 
@@ -85,6 +85,8 @@ def fit_bank(
     rasch = dimensions == 0
     if start is not None:
         start.check(task, digest)
+        if start.items != tuple(items):
+            raise TaskError(f"task {task!r}: expected a start of the same items in the same order; got others; drop it")
     centre, spread = _standard(responses) if link == "gaussian" else (0.0, 1.0)
     scores = (responses - centre) / spread
     dispersion = np.full(len(items), 1.0 if link == "logistic" else 0.5)
