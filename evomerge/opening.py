@@ -12,6 +12,7 @@ from typing import Any
 from evomerge import __version__
 from evomerge.config import Experiment
 from evomerge.errors import StoreError
+from evomerge.outcome import ItemSet
 from evomerge.recipe import OutputDtype, Recipe, uniform
 from evomerge.runs import RunStore
 from evomerge.spaces import SearchSpace, build_space
@@ -63,6 +64,10 @@ def _fixed_part(experiment: Mapping[str, Any]) -> dict[str, Any]:
     kept["pool"] = {key: pool[key] for key in pool if key != "base"} | {"experts": sorted(pool["experts"])}
     kept["pool"]["calibration"] = {"tokens": (pool.get("calibration") or {}).get("tokens")}
     kept["fitness"] = {key: value for key, value in experiment["fitness"].items() if key != "tasks"}
+    kept["fitness"]["scorers"] = {
+        name: {key: value for key, value in scorer.items() if key not in ("items", "text", "folder")}
+        for name, scorer in experiment["fitness"]["scorers"].items()
+    }
     return flat(kept)
 
 
@@ -134,8 +139,15 @@ def _searched(store: RunStore) -> int:
 
 def is_complete(store: RunStore, experiment: Experiment) -> bool:
     """Whether a run has nothing left to do: it is confirmed, and its budget holds no further generation."""
-    spent = _searched(store) + experiment.algorithm.population > experiment.budget.evaluations
-    return spent and store.meta("state") == "finished"
+    if store.meta("state") != "finished":
+        return False
+    budget, population = experiment.budget, experiment.algorithm.population
+    if _searched(store) + population > budget.evaluations or budget.items is None:
+        return _searched(store) + population > budget.evaluations
+    results = store.results("search")
+    tasks = {response.task for result in results for response in result.responses}
+    spent = sum(len(ItemSet.of({r.task: r.items for r in result.responses})) for result in results)
+    return spent + population * experiment.fitness.items.search * len(tasks) > budget.items
 
 
 def _refuse_smaller_budget(store: RunStore, experiment: Experiment) -> None:

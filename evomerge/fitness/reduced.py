@@ -44,6 +44,9 @@ __all__ = ["ReducedItems", "universe"]
 
 Genome = tuple[float, ...]
 
+_REMEMBERED = 300
+"""Latest candidates that a candidate's prior is learned from: older ones say little of where the search is now."""
+
 
 def universe(split: ItemSplit, task: str, size: int, seed: int, bank: ItemBank | None = None) -> tuple[int, ...]:
     """The items that scores on a task speak of, sorted: of the search's, as many as `size`, those of a bank if given.
@@ -270,7 +273,7 @@ class ReducedItems:
         if not parents or not any(number in self._genomes for number in ids):
             return population
         known = map_abilities(bank, metric.stacked(parents), population_prior(bank, len(parents))).mean
-        past = [number for number in self._genomes if number in metric.rows and number not in set(ids)]
+        past = [number for number in self._genomes if number in metric.rows and number not in set(ids)][-_REMEMBERED:]
         archive = self._family(known, past) if past else None
         children = _abilities(bank, metric.stacked(past)) if past else None
         born = [number in self._genomes for number in ids]

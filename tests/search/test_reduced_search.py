@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evomerge.config import Experiment
-from evomerge.opening import open_run, space_of
+from evomerge.opening import is_complete, open_run, space_of
 from evomerge.outcome import Failed, Job, Outcome
 from evomerge.reports import summarize
 from evomerge.runs import RunStore
@@ -122,6 +122,8 @@ def test_a_budget_of_items_ends_the_search(tmp_path: Path) -> None:
     with RunStore.read(tmp_path / "run") as store:
         generations = {c.generation for c in store.candidates() if c.kind == "search"}
         spent = sum(len(r.items) for x in store.results("search") for r in x.responses)
+        assert is_complete(store, reduced({}, budget={"evaluations": 400, "items": one + 6 * 24 + 10}))
+        assert not is_complete(store, reduced({}, budget={"evaluations": 400, "items": one + 2 * 6 * 24}))
     assert generations == {0, 1}
     assert spent == one + 6 * 24
 
