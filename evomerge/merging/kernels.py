@@ -54,14 +54,16 @@ class Tally:
 
 
 def linear(kernel: Linear, block: Block) -> torch.Tensor:
-    """One block of a `Linear`, in scratch memory."""
-    total, other = block.scratch[:2]
-    total.zero_()
+    """One block of a `Linear`, in scratch memory.
+
+    Each product is added with one rounding, as mergekit does it: whole weights that nearly cancel show the difference.
+    """
+    total, other = block.scratch[0].zero_(), block.scratch[1]
     for term in kernel.terms:
-        other.copy_(block.inputs[term.source])
+        values = block.inputs[term.source]
         if term.factors is not None:
-            _scaled(other, term.factors, block.start)
-        total.add_(other.mul_(term.weight))
+            values = _scaled(other.copy_(values), term.factors, block.start)
+        total.add_(values, alpha=term.weight)
     return total if kernel.divisor == 1 else total.div_(kernel.divisor)
 
 
