@@ -14,6 +14,9 @@ from typing import Literal
 
 from evomerge import __version__
 from evomerge.merging import prepared
+from evomerge.merging.cache import LIMIT, folder_of, size_of
+from evomerge.merging.calibrated import CALIBRATION
+from evomerge.merging.variants import VARIANTS
 
 __all__ = ["Finding", "examine"]
 
@@ -71,10 +74,15 @@ def _package(module: str, extra: str) -> Finding:
     return Finding(name=module, state="ok", found=version)
 
 
-def _facts() -> Finding:
-    size = sum(file.stat().st_size for file in prepared.folder().glob("*")) / 2**30
-    found = f"{size:.2f} GiB of at most {prepared.LIMIT >> 30} in {prepared.folder()}; may be removed between runs"
-    return Finding(name="prepared facts", state="info", found=found)
+def _cached() -> Iterator[Finding]:
+    kinds = {
+        "prepared facts": prepared.folder(),
+        "transforms": folder_of(VARIANTS),
+        "calibration": folder_of(CALIBRATION),
+    }
+    for name, folder in kinds.items():
+        found = f"{size_of(folder) / 2**30:.2f} GiB of at most {LIMIT >> 30} in {folder}; may be removed between runs"
+        yield Finding(name=name, state="info", found=found)
 
 
 def _compiler() -> Finding:
@@ -106,6 +114,6 @@ def _machine() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 2**30
     fix = "free some space, or start runs on another disk with --out" if free < 1 else ""
     yield Finding(name="disk", state="missing" if free < 1 else "ok", found=f"{free:.0f} GiB free here", fix=fix)
-    yield _facts()
+    yield from _cached()
     yield _compiler()
     yield Finding(name="executable", state="info", found=sys.executable)

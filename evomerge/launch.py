@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from evomerge.config import Experiment, RayConfig
+from evomerge.config import ExecutorConfig, Experiment, RayConfig
 from evomerge.engines.calibration import calibrate
+from evomerge.guard import warnings_of
 from evomerge.merging.configured import configured_pool
 from evomerge.merging.lora import adapters_of
 from evomerge.merging.pool import ModelPool
@@ -41,6 +43,7 @@ def lineup_of(experiment: Experiment, pool: ModelPool) -> Lineup:
         layers=pool.layers,
         dtype=pool.dtype if dtype == "pool" else dtype,
         digest=pool.digest,
+        calibration="" if pool.calibration is None else pool.calibration.digest,
     )
 
 
@@ -60,7 +63,7 @@ def launch(
         experiment: resolved experiment.
         folder: the run folder; made if it is not there.
         stop: a wish to stop; see `Stop.listening`.
-        note: takes a line about each thing that was prepared, which may have taken long.
+        note: takes a line about each thing that was prepared, which may have taken long; and warnings.
 
     Yields:
         One record after each settled candidate.
@@ -79,9 +82,15 @@ def launch(
             transforms=experiment.space.every_transform,
             statistics=experiment.space.statistics,
             log=folder / "logs",
+            workers=_workers_per_machine(experiment.executor),
+            gpu=_share_of_a_gpu(experiment.executor),
         )
+        warnings = warnings_of(experiment)
+        store.set_meta("warnings", json.dumps(warnings))
         if is_complete(store, experiment):
             return
+        for warning in warnings:
+            note(f"warning: {warning}")
         executor = build_executor(experiment.executor, spec)
         try:
             if _workers_are_here(experiment):  # else each node prepares its own, which no one here could see
@@ -106,3 +115,12 @@ def launch(
 def _workers_are_here(experiment: Experiment) -> bool:
     """Whether all workers run on this machine, and so share its cache."""
     return not isinstance(experiment.executor, RayConfig) or experiment.executor.address is None
+
+
+def _workers_per_machine(executor: ExecutorConfig) -> int:
+    """1 on a cluster, where it is Ray's choice."""
+    return executor.workers if isinstance(executor, RayConfig) and executor.address is None else 1
+
+
+def _share_of_a_gpu(executor: ExecutorConfig) -> float:
+    return min(executor.gpus, 1.0) or 1.0 if isinstance(executor, RayConfig) else 1.0

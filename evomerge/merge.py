@@ -6,13 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from evomerge.config import CalibrationConfig, EngineConfig
+from evomerge.engines.calibration import calibrate
 from evomerge.errors import ConfigError, Fault, require
+from evomerge.merging.calibrated import Calibration, calibrated
 from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import BASE, ModelPool
 from evomerge.merging.vocabulary import mergekit_differences
 from evomerge.recipe import Recipe
 from evomerge.recipe.mergekit_read import read_mergekit
 from evomerge.recipe.mergekit_yaml import to_mergekit
+from evomerge.workers.candidate import quiet
 
 __all__ = ["merge", "mergekit_text", "write_merge"]
 
@@ -23,7 +27,13 @@ RecipeOf = Callable[[ModelPool], Recipe]
 
 
 def merge(
-    file: Path, out: Path, folders: Mapping[str, Path], tokenizer: str | None = None, *, adapter: bool = False
+    file: Path,
+    out: Path,
+    folders: Mapping[str, Path],
+    tokenizer: str | None = None,
+    *,
+    calibration: CalibrationConfig | None = None,
+    adapter: bool = False,
 ) -> Path:
     """Merge what a file says.
 
@@ -37,15 +47,16 @@ def merge(
             them; a YAML needs those that it calls by a name of the hub.
         tokenizer: pool name of the model whose tokenizer the merged model takes; None: what a YAML says of it, or else
             all models must have the same.
+        calibration: texts, for a recipe with `omega` or with transforms that ask for some.
         adapter: write a LoRA adapter on the base instead of a full model.
 
     Returns:
         The new folder.
 
     Raises:
-        ConfigError: the file cannot be read or expressed, or a model has no folder.
+        ConfigError: the file cannot be read or expressed, a model has no folder, or none of the texts that this merge
+            needs, or an adapter cannot hold it.
         PoolError: the models cannot be merged with each other.
-        MergeError: an adapter is asked for that cannot hold this merge.
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """
@@ -56,8 +67,32 @@ def merge(
     found = {name: folder for name, folder in models.items() if folder is not None}
     experts = {name: folder for name, folder in found.items() if name != BASE}
     pool = ModelPool.open(found[BASE], experts, tokenizer=tokenizer or chosen)
-    write_merge(recipe_of(pool), pool, out, adapter=adapter)
+    recipe = recipe_of(pool)
+    if calibration is not None:
+        pool = calibrated(pool, _texts(pool, calibration, file))
+    if faults := _text_faults(recipe, pool):
+        raise ConfigError(str(file), faults)
+    with quiet(None):
+        calibrate(pool, recipe.needs, EngineConfig())
+    write_merge(recipe, pool, out, adapter=adapter)
     return out
+
+
+def _texts(pool: ModelPool, calibration: CalibrationConfig, file: Path) -> Calibration:
+    texts = calibration.texts(pool.names)
+    if strangers := sorted(texts.keys() - {*pool.names}):
+        message = f"expected calibration texts for {', '.join(pool.names)}"
+        raise ConfigError(str(file), [Fault(path=name, message=f"{message}; got {name!r}") for name in strangers])
+    return Calibration.read(texts, calibration.tokens)
+
+
+def _text_faults(recipe: Recipe, pool: ModelPool) -> list[Fault]:
+    """What the recipe asks of models that have no text."""
+    asked = {pool.base} if "importance" in recipe.needs else set()
+    asked |= {*pool.experts} if recipe.needs & {"grams", "fisher"} else set()
+    texts = {} if pool.calibration is None else pool.calibration.texts
+    message = "expected a text that this model can be run over; got none; give it with --calibration FILE"
+    return [Fault(path=name, message=message) for name in sorted(asked - texts.keys())]
 
 
 def write_merge(recipe: Recipe, pool: ModelPool, out: Path, card: str | None = None, *, adapter: bool = False) -> None:
@@ -71,7 +106,7 @@ def write_merge(recipe: Recipe, pool: ModelPool, out: Path, card: str | None = N
         adapter: write a LoRA adapter on the base instead of a full model.
 
     Raises:
-        MergeError: an adapter is asked for that cannot hold this merge.
+        ConfigError: an adapter is asked for that cannot hold this merge.
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """

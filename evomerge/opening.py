@@ -11,13 +11,25 @@ from typing import Any
 
 from evomerge import __version__
 from evomerge.config import Experiment
-from evomerge.errors import StoreError
+from evomerge.errors import ConfigError, Fault, StoreError
+from evomerge.fitness import scores
 from evomerge.outcome import ItemSet
+from evomerge.population import FEWEST_EARLIER, Evaluation
 from evomerge.recipe import OutputDtype, Recipe, uniform
 from evomerge.runs import RunStore
-from evomerge.spaces import SearchSpace, build_space
+from evomerge.spaces import Genome, SearchSpace, build_space
 
-__all__ = ["Lineup", "anchors", "flat", "is_complete", "open_run", "refuse_change", "space_of"]
+__all__ = [
+    "Lineup",
+    "anchors",
+    "contents",
+    "earlier_evaluations",
+    "flat",
+    "is_complete",
+    "open_run",
+    "refuse_change",
+    "space_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +41,8 @@ class Lineup:
         experts: pool names of the experts, in the user's order.
         layers: layers of each model.
         dtype: dtype that merged weights are rounded to.
-        digest: content digest of all models.
+        digest: content digest of all models, and of the texts that they are calibrated on.
+        calibration: content digest of those texts alone; empty where there are none.
     """
 
     base: str
@@ -37,6 +50,7 @@ class Lineup:
     layers: int
     dtype: OutputDtype
     digest: str
+    calibration: str = ""
 
 
 def anchors(lineup: Lineup) -> dict[str, Recipe]:
@@ -64,6 +78,8 @@ def _fixed_part(experiment: Mapping[str, Any]) -> dict[str, Any]:
     kept["pool"] = {key: pool[key] for key in pool if key != "base"} | {"experts": sorted(pool["experts"])}
     kept["pool"]["calibration"] = {"tokens": (pool.get("calibration") or {}).get("tokens")}
     kept["fitness"] = {key: value for key, value in experiment["fitness"].items() if key != "tasks"}
+    estimator = experiment["fitness"]["estimator"]
+    kept["fitness"]["estimator"] = {key: value for key, value in estimator.items() if key != "banks"}
     kept["fitness"]["scorers"] = {
         name: {key: value for key, value in scorer.items() if key not in ("items", "text", "folder")}
         for name, scorer in experiment["fitness"]["scorers"].items()
@@ -96,11 +112,23 @@ def refuse_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
         )
 
 
+def contents(manifest: Mapping[str, Any], lineup: Lineup) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run was made of, and what is there now, by name, for `refuse_change`.
+
+    The digest of the models covers the texts, so models are compared only where the texts are the same.
+    """
+    text = manifest.get("calibration", lineup.calibration)
+    if text != lineup.calibration:
+        return {"calibration text": text}, {"calibration text": lineup.calibration}
+    return {"model contents": manifest["pool_digest"]}, {"model contents": lineup.digest}
+
+
 def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: SearchSpace) -> RunStore:
     """Create a run folder, or open the one that is there if it belongs to this experiment.
 
     Raises:
-        StoreError: the folder cannot be used, or holds a run with another space, pool, fitness, algorithm or seed.
+        StoreError: the folder cannot be used, or holds a run with another space, pool, fitness, algorithm or seed; or a
+            warm start from a run that is not there, has other genes or answered none of the tasks.
     """
     resolved = experiment.model_dump(mode="json")
     if not RunStore.exists(folder):
@@ -109,9 +137,11 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
             {
                 "experiment": resolved,
                 "pool_digest": lineup.digest,
+                "calibration": lineup.calibration,
                 "layers": lineup.layers,
                 "dtype": lineup.dtype,
                 "genes": [gene.name for gene in space.genes],
+                "warm_start": _found_by(experiment, space),
                 "versions": {"evomerge": __version__},
                 "created_at": time.time(),
             },
@@ -119,17 +149,51 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
     store = RunStore.open(folder)
     try:
         before = _fixed_part(_spelled_out(store.manifest["experiment"])) | {
-            "model contents": store.manifest["pool_digest"],
             "genes": store.manifest["genes"],
         }
-        now = _fixed_part(resolved) | {"model contents": lineup.digest, "genes": [gene.name for gene in space.genes]}
-        refuse_change(folder, before, now)
+        now = _fixed_part(resolved) | {"genes": [gene.name for gene in space.genes]}
+        contents_before, contents_now = contents(store.manifest, lineup)
+        refuse_change(folder, before | contents_before, now | contents_now)
         _refuse_smaller_budget(store, experiment)
         store.set_meta("experiment", json.dumps(resolved))
     except BaseException:
         store.close()
         raise
     return store
+
+
+def earlier_evaluations(store: RunStore) -> tuple[Evaluation, ...]:
+    """What a run was warm-started with, from its own record: the earlier run may have gone on or be gone."""
+    return tuple(
+        Evaluation(genome=Genome(tuple(values)), costs=tuple(costs))
+        for values, costs in store.manifest.get("warm_start", ())
+    )
+
+
+def _found_by(experiment: Experiment, space: SearchSpace) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Genomes and costs of the run that a warm start names, as this experiment scores them; empty without one."""
+    folder = getattr(experiment.algorithm, "warm_start", None)
+    if folder is None:
+        return []
+    with RunStore.read(folder) as store:
+        theirs = _meaning(_spelled_out(store.manifest["experiment"])["space"], store.manifest["genes"])
+        ours = _meaning(experiment.model_dump(mode="json")["space"], [gene.name for gene in space.genes])
+        if differing := sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)):
+            raise StoreError(
+                f"{folder}: a warm start needs a run over the same genes; differing: {', '.join(differing)}; "
+                "choose another run or leave algorithm.warm_start out"
+            )
+        answered, objectives = store.responses("search"), experiment.fitness.objectives
+        genomes = {c.id: c.genome for c in store.candidates() if c.genome is not None and c.id in answered}
+    if len(genomes) < FEWEST_EARLIER:
+        raise StoreError(f"{folder}: a warm start needs {FEWEST_EARLIER} scored candidates; got {len(genomes)}")
+    told = {number: scores(answered[number], objectives) for number in genomes}
+    return [(genomes[n], tuple(-estimate.mean for estimate in told[n])) for n in sorted(genomes)]
+
+
+def _meaning(space: Mapping[str, Any], genes: list[str]) -> dict[str, Any]:
+    """What the genes of a run stand for: all of its space but where it began."""
+    return flat({key: value for key, value in space.items() if key != "start_from"}, "space") | {"genes": genes}
 
 
 def _searched(store: RunStore) -> int:
@@ -163,9 +227,9 @@ def space_of(experiment: Experiment, lineup: Lineup) -> SearchSpace:
     """The experiment's search space over a pool.
 
     Raises:
-        ConfigError: the space contradicts the pool.
+        ConfigError: the space contradicts the pool, or has more genes than the algorithm takes.
     """
-    return build_space(
+    space = build_space(
         experiment.space,
         base=lineup.base,
         experts=lineup.experts,
@@ -173,3 +237,6 @@ def space_of(experiment: Experiment, lineup: Lineup) -> SearchSpace:
         dtype=lineup.dtype,
         seed=experiment.seed,
     )
+    if misfit := experiment.algorithm.misfit(len(experiment.fitness.objectives), len(space.genes)):
+        raise ConfigError("algorithm", [Fault(path="$.algorithm.kind", message=misfit)])
+    return space

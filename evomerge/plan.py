@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from evomerge.config import Experiment
+from evomerge.config import Experiment, FitnessConfig, IrtConfig
 from evomerge.merging.cache import folder_of
-from evomerge.merging.footprint import Memory, footprints, host_memory, needs_of, size
+from evomerge.merging.footprint import RESERVE, Memory, footprints, host_memory, needs_of, size
 from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.variants import VARIANTS, disk_bytes
@@ -25,7 +25,7 @@ def estimate_plan(
     population = experiment.algorithm.population
     generations = (experiment.budget.evaluations - fixed) // population
     candidates = fixed + generations * population
-    tasks = len({objective.task for objective in experiment.fitness.objectives})
+    tasks = len({measured.task for measured in experiment.fitness.metrics})
     items = experiment.fitness.items
     finalists = fixed + experiment.fitness.confirm.shortlist
     parameters = sum(prod(spec.shape) for spec in pool.specs)
@@ -40,7 +40,7 @@ def estimate_plan(
         if gene.choices:
             yield gene.name, " | ".join(gene.choices)
     yield "candidates", f"{candidates} = {fixed} anchors + {generations} generations of {population}"
-    yield "search items", f"{candidates * tasks * items.search:,} ({items.search} for each of {tasks} tasks)"
+    yield "search items", _search_items(experiment.fitness, tasks, fixed, generations, population)
     yield "confirmation items", f"up to {finalists * tasks * items.confirm:,} ({finalists} candidates at most)"
     yield "workers", f"{workers} ({experiment.executor.kind}), {experiment.engine.kind} on {experiment.engine.device}"
     yield from _memory(experiment, pool, lineup.dtype)
@@ -52,6 +52,19 @@ def estimate_plan(
         yield "disk for transforms", f"{most} {told}, in {folder_of(VARIANTS)}"
 
 
+def _search_items(fitness: FitnessConfig, tasks: int, anchors: int, generations: int, population: int) -> str:
+    """How many, and of what; at most, where the answers themselves decide."""
+    few, estimator = fitness.items.search, fitness.estimator
+    if isinstance(estimator, IrtConfig):
+        all_ = estimator.universe
+        few, promoted = min(few, all_), min(estimator.promote, population)
+        total = tasks * (anchors * all_ + generations * (population * few + promoted * (all_ - few)))
+        told = f"{few} for each of {tasks} tasks; {all_} for anchors and {promoted} promoted candidates a generation"
+        return f"at most {total:,} ({told})"
+    total = tasks * few * (anchors + generations * population)
+    return f"{'at most ' if fitness.race else ''}{total:,} ({few} for each of {tasks} tasks)"
+
+
 def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tuple[str, str]]:
     """What a worker takes of its own, wherever it turns out to run; and whether that can fit here."""
     engine, executor = experiment.engine, experiment.executor
@@ -59,10 +72,13 @@ def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tup
     if engine.device != "cpu":
         tiers = footprints(needs, on_device=True)
         wanted = [tier for tier in tiers if engine.residency in ("auto", tier.tier)]
-        yield "memory per GPU worker", "; or ".join(map(str, wanted))
+        thumb = f"{size(RESERVE)} of it for a batch's activations and logits, by rule of thumb"
+        yield "memory per GPU worker", f"{'; or '.join(map(str, wanted))}; {thumb}"
     if engine.device in ("auto", "cpu"):
         (tier,) = footprints(needs, on_device=False)
-        yield "memory per CPU worker", f"{size(needs.live)} live model, {size(needs.scratch[0])} scratch; activations"
+        made = f", {size(needs.made)} for weights that adapters or other vocabularies change" if needs.made else ""
+        own = f"{size(needs.live)} live model, {size(needs.scratch[0])} scratch{made}; activations"
+        yield "memory per CPU worker", own
         memory = Memory(device=None, host=host_memory(free=False), workers=getattr(executor, "workers", 1))
         if getattr(executor, "address", None) is None and not tier.fits(memory):
             yield (

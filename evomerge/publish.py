@@ -8,12 +8,14 @@ import yaml
 
 from evomerge.config import Experiment
 from evomerge.engines.calibration import calibrate
-from evomerge.errors import StoreError, require
-from evomerge.launch import open_pool
+from evomerge.errors import require
+from evomerge.launch import lineup_of, open_pool
 from evomerge.merge import mergekit_text, write_merge
 from evomerge.merging.pool import ModelPool
+from evomerge.opening import contents, refuse_change
 from evomerge.reports import model_card, summarize
 from evomerge.runs import RunStore
+from evomerge.workers.candidate import quiet
 
 __all__ = ["export", "licence_of"]
 
@@ -34,11 +36,7 @@ def licence_of(folder: Path) -> str | None:
 
 def _pool_of(store: RunStore, experiment: Experiment) -> ModelPool:
     pool = open_pool(experiment)
-    if pool.digest != store.manifest["pool_digest"]:
-        raise StoreError(
-            f"{store.folder}: the models have changed since this run (expected {store.manifest['pool_digest']}, "
-            f"got {pool.digest}); put the old weights back to export what was scored"
-        )
+    refuse_change(store.folder, *contents(store.manifest, lineup_of(experiment, pool)))
     return pool
 
 
@@ -55,7 +53,7 @@ def export(folder: Path, choice: str, out: Path | None, *, adapter: bool = False
         The new folder.
 
     Raises:
-        MergeError: an adapter is asked for that cannot hold this merge.
+        ConfigError: an adapter is asked for that cannot hold this merge.
         StoreError: no such run or candidate, `out` exists, or the models have changed.
         DiskError: the disk refused a write; nothing is left behind.
     """
@@ -75,6 +73,7 @@ def export(folder: Path, choice: str, out: Path | None, *, adapter: bool = False
         licences={name: licence for name in recipe.models if (licence := licence_of(pool.folder(name)))},
         mergekit_yaml=mergekit_text(recipe, pool, names),
     )
-    calibrate(pool, experiment.space.statistics, experiment.engine)
+    with quiet(None):
+        calibrate(pool, recipe.needs, experiment.engine)
     write_merge(recipe, pool, target, card, adapter=adapter)
     return target

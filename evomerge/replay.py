@@ -9,7 +9,7 @@ from pathlib import Path
 from evomerge.config import Experiment
 from evomerge.errors import StoreError
 from evomerge.launch import lineup_of, open_pool
-from evomerge.opening import Lineup, refuse_change
+from evomerge.opening import Lineup, contents, refuse_change
 from evomerge.outcome import Failed, ItemSet, Job, Phase, Responses
 from evomerge.reports import summarize
 from evomerge.runs import RunStore
@@ -90,11 +90,8 @@ def rescore(folder: Path, choice: str) -> Rescored:
         phase, responses = _recorded(store, number)
         recipe = next(candidate.recipe for candidate in store.candidates() if candidate.id == number)
         recorded = _recorded_info(store)
-    digest = lineup_of(experiment, open_pool(experiment)).digest
-    if digest != recorded.pool_digest:
-        raise StoreError(
-            f"{folder}: the models have changed since this run (expected {recorded.pool_digest}, got {digest})"
-        )
+        manifest = store.manifest
+    refuse_change(folder, *contents(manifest, lineup_of(experiment, open_pool(experiment))))
     spec = WorkerSpec(
         pool=experiment.pool,
         fitness=experiment.fitness,

@@ -14,10 +14,11 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from evomerge.config import Experiment
-from evomerge.errors import StoreError
+from evomerge.errors import StoreError, TaskError
 from evomerge.evaluator import Drained, Evaluator, Unsettled
 from evomerge.fitness import ItemSplit, Told, build_assessment, split_items
-from evomerge.opening import Lineup, anchors, flat, refuse_change, space_of
+from evomerge.fitness.build import bank_digests
+from evomerge.opening import Lineup, anchors, earlier_evaluations, flat, refuse_change, space_of
 from evomerge.outcome import Job, Phase
 from evomerge.population import PopulationManager, build_algorithm
 from evomerge.recipe import Recipe
@@ -65,7 +66,7 @@ class Search:
         info: what the workers found: item counts and task digests.
 
     Raises:
-        TaskError: an item set too small to split.
+        TaskError: an item set too small to split, a budget of items too small to begin, or an item bank of other items.
         StoreError: the tasks' items are not those that the run began with.
     """
 
@@ -88,17 +89,19 @@ class Search:
             space=self._space,
             weights=tuple(objective.weight for objective in self._objectives),
             seed=experiment.seed,
+            earlier=earlier_evaluations(store),
         )
         self._assessment = build_assessment(
             experiment.fitness,
             self._split,
             digests=info.digests,
-            contest="mean" if experiment.algorithm.kind == "cma" or len(self._objectives) == 1 else "front",
+            contest="mean" if len(self._objectives) == 1 else experiment.algorithm.contest,
             seed=experiment.seed,
         )
         self._rounds: Counter[int] = Counter()
         self._spent = 0
         self._manager = PopulationManager(algorithm, objectives=len(self._objectives))
+        self._check_budget()
         self._recorded = {(c.kind, c.generation, c.slot): c for c in store.candidates()}
         self._evaluator = Evaluator(store, executor)
         self._marked = time.perf_counter()
@@ -106,7 +109,14 @@ class Search:
     def _check_workers(self, info: WorkerInfo) -> None:
         """What the workers found must be what the run began with; noted when it begins."""
         tasks = {task: {"items": info.sizes[task], "digest": info.digests[task]} for task in sorted(info.sizes)}
-        now = {"tasks": tasks, "device": info.device, "dtype": info.dtype, "model contents": info.pool_digest}
+        now: dict[str, object] = {
+            "tasks": tasks,
+            "device": info.device,
+            "dtype": info.dtype,
+            "model contents": info.pool_digest,
+        }
+        if banks := bank_digests(self._experiment.fitness):
+            now["item banks"] = banks
         refuse_change(self._store.folder, {"model contents": self._lineup.digest}, {"model contents": info.pool_digest})
         before = self._store.meta("workers")
         if before is None:
@@ -114,6 +124,15 @@ class Search:
             self._store.set_meta("versions", json.dumps(dict(info.versions)))
         else:
             refuse_change(self._store.folder, flat(json.loads(before), "workers"), flat(now, "workers"))
+
+    def _check_budget(self) -> None:
+        least = self._assessment.most_items(0, self._experiment.anchors, self._manager.population)
+        items = self._experiment.budget.items
+        if items is not None and items < least:
+            raise TaskError(
+                f"budget.items: expected at least {least:,}, which anchors and the first generation may take; got "
+                f"{items:,}; raise it, or lower fitness.items.search or algorithm.population"
+            )
 
     def run(self, stop: Stop) -> Generator[Progress, None, None]:
         """Search until the budget is spent, then confirm; or until a stop is asked for.
@@ -174,15 +193,15 @@ class Search:
                 [found[c.id].violation if c.id in found else 0.0 for c in candidates],
             )
             if self._executor is not None:
-                self._note(found)
+                self._note(generation, found)
                 self._account()
             generation += 1
 
     def _affordable(self, generation: int) -> bool:
         """Whether the budget holds another generation, at its most costly."""
-        budget, population = self._experiment.budget, self._manager.population
-        most = population * self._split.size * len(self._split.pool)
-        return self._experiment.anchors + (generation + 1) * population <= budget.evaluations and (
+        budget, population, references = self._experiment.budget, self._manager.population, self._experiment.anchors
+        most = self._assessment.most_items(generation, references, population)
+        return references + (generation + 1) * population <= budget.evaluations and (
             budget.items is None or self._spent + most <= budget.items
         )
 
@@ -212,10 +231,13 @@ class Search:
                 return dict(end.value)
         return {}
 
-    def _note(self, found: Mapping[int, Told]) -> None:
-        """Keep what was estimated, where it is more than the mean of the recorded answers."""
+    def _note(self, generation: int, found: Mapping[int, Told]) -> None:
+        """Keep what was estimated, where it is more than the mean of the recorded answers, and how far to trust it."""
         if self._experiment.fitness.estimator.kind != "mean":
             self._store.set_estimates({number: asdict(told) for number, told in found.items()})
+            audits = json.loads(self._store.meta("audit") or "{}")
+            audits[str(generation)] = {m: asdict(c) for m, c in self._assessment.checks(generation).items()}
+            self._store.set_meta("audit", json.dumps(audits))
 
     def _ask(self, generation: int) -> list[Candidate]:
         genomes = self._manager.ask()

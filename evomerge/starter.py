@@ -78,8 +78,8 @@ def task_names(path: Path) -> list[str]:
 
 def unknown_tasks(fitness: FitnessConfig) -> Iterator[str]:
     """One note for each objective whose task no listed file defines: lm-eval may have it, or it is misspelt."""
-    known = [name for path in fitness.tasks for name in task_names(path)]
-    for objective in fitness.objectives:
+    known = [*fitness.scorers, *(name for path in fitness.tasks for name in task_names(path))]
+    for objective in fitness.metrics:
         if objective.task not in known:
             yield (
                 f"objective {objective.name!r}: no file under fitness.tasks defines the task {objective.task!r}"

@@ -33,6 +33,7 @@ class AlgorithmConfig(Strict):
     """What its candidates compete for: the best weighted mean, or a place on the front."""
     objectives: ClassVar[tuple[int, int]] = (1, 1000)
     """Fewest and most objectives that it can take."""
+    most_genes: ClassVar[int] = 1_000_000
     share: ClassVar[int] = 0
     """How many genomes of a generation it needs for each objective, and once more; 0 if it does not matter."""
 
@@ -40,9 +41,13 @@ class AlgorithmConfig(Strict):
     population: Population
     """Candidates per generation."""
 
-    def misfit(self, objectives: int) -> str | None:
-        """Why the algorithm cannot take so many objectives; None if it can."""
+    def misfit(self, objectives: int, genes: int = 1) -> str | None:
+        """Why the algorithm cannot take so many objectives and genes; None if it can."""
         fewest, most = self.objectives
+        if genes > self.most_genes:
+            return (
+                f"{self.kind} takes at most {self.most_genes} genes; got {genes}; use fewer knots or another algorithm"
+            )
         if objectives < fewest:
             return f"{self.kind} needs at least {fewest} objectives; got {objectives}; cma takes one"
         if objectives > most:
@@ -50,8 +55,8 @@ class AlgorithmConfig(Strict):
         least = self.share * (objectives + 1)
         if self.population < least:
             return (
-                f"{self.kind} with {objectives} objectives needs a population of at least {least}, {self.share} for each "
-                f"of {objectives + 1} islands; got {self.population}"
+                f"{self.kind} with {objectives} objectives needs a population of at least {least}, {self.share} for "
+                f"each of {objectives + 1} islands; got {self.population}"
             )
         return None
 
@@ -130,6 +135,7 @@ class IslandsConfig(AlgorithmConfig):
 class MapConfig(AlgorithmConfig):
     """Amortised Pareto fronts: a quadratic model of each objective, for at most 8 genes."""
 
+    most_genes = 8  # above it a quadratic has more unknowns, 45 at 8 genes, than a search can afford to learn
     kind: Literal["map"]
     population: Population = 20
 

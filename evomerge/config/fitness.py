@@ -113,8 +113,8 @@ class IrtConfig(Strict):
     """
 
     kind: Literal["irt"]
-    banks: dict[str, Path] = {}
-    """Item banks by task, as `evomerge bank fit` writes them; a task without one is calibrated on the fly."""
+    banks: tuple[Path, ...] = ()
+    """Item banks, as `evomerge bank fit` writes them; a task and metric without one is calibrated on the fly."""
     universe: Annotated[int, Field(ge=8)] = 400
     """Most items per task that the estimates speak of; anchors and promoted candidates answer all of them."""
     audit: Annotated[Finite, Field(gt=0, le=0.5)] = 0.2

@@ -123,6 +123,10 @@ def _resolve_fitness(data: Any, folder: Path) -> None:
         return
     if isinstance(data.get("tasks"), list):
         data["tasks"] = [_absolute(folder, task) if isinstance(task, str) else task for task in data["tasks"]]
+    estimator = data.get("estimator")
+    if isinstance(estimator, dict) and isinstance(estimator.get("banks"), list):
+        banks = estimator["banks"]
+        estimator["banks"] = [_absolute(folder, bank) if isinstance(bank, str) else bank for bank in banks]
     scorers = data.get("scorers")
     for scorer in scorers.values() if isinstance(scorers, dict) else ():
         if isinstance(scorer, dict):
@@ -134,8 +138,9 @@ def _resolve_fitness(data: Any, folder: Path) -> None:
 
 
 def _resolve_start(data: Any, folder: Path) -> None:
-    if isinstance(data, dict) and isinstance(data.get("start_from"), str):
-        data["start_from"] = _absolute(folder, data["start_from"])
+    for key in ("start_from", "warm_start"):
+        if isinstance(data, dict) and isinstance(data.get(key), str):
+            data[key] = _absolute(folder, data[key])
 
 
 def _resolve_pool(data: Any, folder: Path) -> None:
@@ -159,11 +164,14 @@ def _missing_paths(experiment: Experiment, document: Document) -> list[Fault]:
     folders += [(("pool", "experts", name), path) for name, path in experiment.pool.experts.items()]
     texts = {path: ("pool", "calibration", "text") for path in experiment.pool.texts.values()}
     tasks: list[tuple[KeyPath, Path]] = [(("fitness", "tasks", i), p) for i, p in enumerate(experiment.fitness.tasks)]
+    listed = getattr(experiment.fitness.estimator, "banks", ())
+    banks: list[tuple[KeyPath, Path]] = [(("fitness", "estimator", "banks", i), p) for i, p in enumerate(listed)]
     scorers = ((("fitness", "scorers", *key), message) for key, message in missing_files(experiment.fitness.scorers))
     return [
         *(document.fault(key, f"expected a model folder; nothing at {p}") for key, p in folders if not p.is_dir()),
         *(document.fault(key, f"expected a text file; nothing at {p}") for p, key in texts.items() if not p.is_file()),
         *(document.fault(key, f"expected a task file or folder; nothing at {p}") for key, p in tasks if not p.exists()),
+        *(document.fault(key, f"expected an item bank; nothing at {p}") for key, p in banks if not p.is_file()),
         *(document.fault(key, message) for key, message in scorers),
     ]
 
@@ -247,6 +255,7 @@ def _experiment(document: Document, folder: Path, assignments: Sequence[str]) ->
     _resolve_pool(document.data.get("pool"), folder)
     _resolve_fitness(document.data.get("fitness"), folder)
     _resolve_start(document.data.get("space"), folder)
+    _resolve_start(document.data.get("algorithm"), folder)
     faults += _graft_start(document, ("space",))
     try:
         experiment = _validate(Experiment, document)

@@ -6,6 +6,7 @@ relative to the file they stand in; the loader makes them absolute. Knows nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,6 +17,7 @@ from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.scorers import KlConfig
 from evomerge.config.space import ParameterSpaceConfig
+from evomerge.recipe import OPERATORS
 
 __all__ = [
     "Budget",
@@ -36,6 +38,10 @@ class CalibrationConfig(Strict):
     """A `.txt` file, or a `.jsonl` file with a key `text`: one for all models, or one for each by name."""
     tokens: Annotated[int, Field(ge=1)] = 65536
     """How many tokens of a text are used."""
+
+    def texts(self, models: Iterable[str]) -> dict[str, Path]:
+        """Text by model."""
+        return self.text if isinstance(self.text, dict) else dict.fromkeys(models, self.text)
 
 
 class PoolConfig(Strict):
@@ -77,8 +83,7 @@ class PoolConfig(Strict):
     @property
     def texts(self) -> dict[str, Path]:
         """Calibration text by model."""
-        text = {} if self.calibration is None else self.calibration.text
-        return text if isinstance(text, dict) else dict.fromkeys(("base", *self.experts), text)
+        return {} if self.calibration is None else self.calibration.texts(("base", *self.experts))
 
 
 class Budget(Strict):
@@ -107,7 +112,14 @@ class EngineConfig(Strict):
     """Where base and experts are kept: in the GPU's memory, in page-locked host memory, or in their mapped files; `auto`
     takes the first that fits. On a CPU they are mapped."""
     deltas: Literal["exact", "int8"] = "exact"
-    """`int8`: the search merges 8-bit task vectors, which take less memory; what is confirmed or exported is exact."""
+    """`int8`: the search merges 8-bit task vectors, which take less memory; what is confirmed or exported is exact. For
+    operators that add task vectors."""
+
+    @model_validator(mode="after")
+    def _a_cpu_maps_models(self) -> Self:
+        if self.device == "cpu" and self.residency not in ("auto", "mapped"):
+            raise ValueError(f"residency: expected auto or mapped on a CPU; got {self.residency!r}")
+        return self
 
 
 class SerialConfig(Strict):
@@ -199,6 +211,18 @@ class Experiment(Strict):
     def _algorithm_takes_the_objectives(self) -> Self:
         if misfit := self.algorithm.misfit(len(self.fitness.objectives)):
             raise ValueError(f"algorithm: {misfit}")
+        return self
+
+    @model_validator(mode="after")
+    def _task_vectors_may_be_approximate(self) -> Self:
+        operator = self.space.operator
+        if self.engine.deltas == "int8" and (operator.space == "core" or not OPERATORS[operator.name].adds):
+            adding = ", ".join(name for name, known in OPERATORS.items() if known.adds)
+            got = f"{operator.name} in core space" if operator.space == "core" else operator.name
+            raise ValueError(
+                f"engine.deltas: int8 takes an operator that adds task vectors, one of {adding}; got {got}, which "
+                "compares magnitudes that rounding changes, or does not read task vectors at all; write exact"
+            )
         return self
 
     @model_validator(mode="after")

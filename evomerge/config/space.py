@@ -10,7 +10,7 @@ from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.coefficients import Coefficient
 from evomerge.config.faults import near
 from evomerge.recipe import OPERATORS, OptionValue, Preset, Space
-from evomerge.recipe.transform_table import NONE, TRANSFORMS, Need, transform_of
+from evomerge.recipe.transform_table import NONE, TRANSFORMS, Need, needed_by, transform_of
 
 __all__ = ["GeneRange", "OperatorConfig", "ParameterSpaceConfig"]
 
@@ -206,8 +206,7 @@ class ParameterSpaceConfig(Strict):
     def statistics(self) -> frozenset[Need]:
         """What must be known of the models, beside their weights, to merge the recipes of this space."""
         damps = "omega" in self.genes or self.fixed.get("omega", 1.0) != 1.0
-        needs = {TRANSFORMS[name.partition(":")[0]].needs for name in self.every_transform}
-        return frozenset(needs - {"nothing"} | ({"importance"} if damps else set()))
+        return needed_by(self.every_transform, damps=damps)
 
     def bounds(self, name: str) -> tuple[float, float]:
         """Search range of one searched parameter: the user's, or the operator's own."""

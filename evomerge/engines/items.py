@@ -17,7 +17,7 @@ from evomerge.engines.lm_tasks import BenchTask
 from evomerge.engines.loglikelihood import Pair
 from evomerge.errors import TaskError
 
-__all__ = ["Item", "build_items", "digest_of"]
+__all__ = ["Item", "build_items", "digest_of", "prompt_hash"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,11 @@ def digest_of(items: Sequence[Item]) -> str:
     content = [[item.doc, [request.args for request in item.requests]] for item in items]
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def prompt_hash(item: Item) -> str:
+    """The hash of an item's first prompt, as lm-eval's sample logs carry it."""
+    return hashlib.sha256(item.requests[0].args[0].encode()).hexdigest()
 
 
 def build_items(task: BenchTask, lm: Any, *, chat_template: bool) -> tuple[Item, ...]:

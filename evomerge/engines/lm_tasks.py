@@ -16,6 +16,7 @@ from evomerge.config.faults import near
 from evomerge.engines.base import stay_offline
 from evomerge.engines.task_files import Faults, find_task_files
 from evomerge.errors import TaskError
+from evomerge.fitness.leaks import FILE_BUILDERS
 from evomerge.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ __all__ = ["TOKENS", "BenchTask", "load_tasks"]
 
 TOKENS = "tokens"
 """The metric that counts what a model writes; of every task that lets it write."""
-
-_FILE_BUILDERS = frozenset({"json", "csv", "parquet", "text", "arrow"})
-"""Values of `dataset_path` that read plain files rather than a data set of the hub."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +45,7 @@ class BenchTask:
 
 
 def load_tasks(fitness: FitnessConfig, seed: int) -> tuple[BenchTask, ...]:
-    """Build every task that the objectives name.
+    """Build every task that the objectives name, scorers aside.
 
     A task's `num_fewshot` is set to the objective's `few_shot`. All items of a task get the same worked examples, so
     that an item's score does not depend on which other items are scored beside it.
@@ -64,7 +62,9 @@ def load_tasks(fitness: FitnessConfig, seed: int) -> tuple[BenchTask, ...]:
     """
     stay_offline()
     files, faults, tasks = find_task_files(fitness.tasks), Faults(), []
-    for name in sorted({objective.task for objective in fitness.metrics}):
+    for name in sorted(fitness.scorers.keys() & files.tasks.keys()):
+        faults.append(f"task {name!r}: defined twice, in {files.tasks[name]} and as a scorer; rename one")
+    for name in sorted({objective.task for objective in fitness.metrics} - fitness.scorers.keys()):
         objectives = [objective for objective in fitness.metrics if objective.task == name]
         file = faults.attempt(files.file_of, name)
         faults.extend(_conflicts(name, objectives))
@@ -105,7 +105,7 @@ def _build(name: str, file: Path, shots: int) -> Any:
             config = load_yaml(file)
             _refuse_unsupported(name, config)
             config["num_fewshot"] = shots
-            if config.get("dataset_path") in _FILE_BUILDERS:
+            if config.get("dataset_path") in FILE_BUILDERS:
                 data = _absolute(name, file, config.get("dataset_kwargs") or {})
                 config["dataset_kwargs"] = {**data, "cache_dir": scratch, "keep_in_memory": True}
             return ConfigurableTask(config={k: v for k, v in config.items() if k not in ("tag", "group", "task_list")})

@@ -1,4 +1,4 @@
-"""Scores a live model on chosen items of lm-eval tasks.
+"""Scores a live model on chosen items of lm-eval tasks, and of scorers.
 
 Everything that does not depend on the weights is done once: tasks, worked examples, prompts and tokens. A candidate
 then costs its forward passes and little else. Knows nothing of recipes, directions of objectives or statistics.
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, final
 
 from evomerge.config.faults import near
 from evomerge.engines.generation import Prompts, generate, make_prompts
-from evomerge.engines.items import Item, build_items, digest_of
+from evomerge.engines.items import Item, build_items, digest_of, prompt_hash
 from evomerge.engines.lm_tasks import TOKENS, BenchTask, load_tasks
 from evomerge.engines.loglikelihood import Batch, keeps_branches_apart, log_likelihoods, make_batches
+from evomerge.engines.scorers import load_scorers, responses_of
 from evomerge.errors import TaskError
-from evomerge.outcome import Responses
+from evomerge.outcome import ItemSet, Responses
 from evomerge.rng import derive_seed
 
 if TYPE_CHECKING:
     from evomerge.config import FitnessConfig
     from evomerge.engines.transformers_engine import TransformersEngine
-    from evomerge.outcome import ItemSet
 
 __all__ = ["EvalRunner", "check_items", "language_model", "number"]
 
@@ -64,33 +64,40 @@ class EvalRunner:
 
     Args:
         engine: holds the live model.
-        fitness: tasks and objectives.
+        fitness: tasks, scorers and objectives.
         seed: run seed; picks worked examples and seeds any sampling, equally for every candidate.
 
     Raises:
-        TaskError: every fault of every objective, together.
+        TaskError: every fault of every objective, together; else every fault of every scorer.
     """
 
     def __init__(self, engine: TransformersEngine, fitness: FitnessConfig, seed: int) -> None:
         self._engine = engine
         self._seed = seed
         self._tasks = {task.name: task for task in load_tasks(fitness, seed)}
-        self._lm = language_model(engine, chat_template=fitness.chat_template)
+        self._scorers = load_scorers(engine, fitness)
+        self._lm = language_model(engine, chat_template=fitness.chat_template) if self._tasks else None
         self._items = {
             name: build_items(task, self._lm, chat_template=fitness.chat_template) for name, task in self._tasks.items()
         }
         for items in self._items.values():
             make_prompts(self._lm, [request.args for request in _requests_for_text(items[:1])])  # refuses bad settings
-        self._share_prompts = keeps_branches_apart(engine.model)
+        self._share_prompts = bool(self._tasks) and keeps_branches_apart(engine.model)
         self._prepared: _Prepared | None = None
 
     def sizes(self) -> dict[str, int]:
         """Number of items of every task."""
-        return {name: task.size for name, task in self._tasks.items()}
+        own = {name: scorer.size for name, scorer in self._scorers.items()}
+        return {name: task.size for name, task in self._tasks.items()} | own
 
     def digests(self) -> dict[str, str]:
         """Content digest of every task: its documents and the prompts made of them, few-shot examples included."""
-        return {name: digest_of(items) for name, items in self._items.items()}
+        own = {name: scorer.digest for name, scorer in self._scorers.items()}
+        return {name: digest_of(items) for name, items in self._items.items()} | own
+
+    def prompt_hashes(self, task: str) -> tuple[str, ...]:
+        """Hash of the prompt of every item; none for a scorer."""
+        return tuple(map(prompt_hash, self._items.get(task, ())))
 
     def score(self, items: ItemSet) -> tuple[tuple[Responses, ...], dict[str, float]]:
         """Score the live model.
@@ -103,23 +110,36 @@ class EvalRunner:
             forward passes, `evaluate` for everything else.
 
         Raises:
-            TaskError: an item that does not exist, or a metric value that is no finite number.
+            TaskError: an item that does not exist, a scorer that fails, or a metric value that is no finite number.
             MergeError: the model computes NaN or infinity.
         """
         started, watch = time.perf_counter(), self._engine.watch
+        check_items(items, self.sizes())
         watch.restart()
-        prepared = self._prepare(items)
+        own = {name: self._ask(name, ids) for name, ids in items.tasks if name in self._scorers}
+        bench = ItemSet.of({name: ids for name, ids in items.tasks if name in self._tasks})
+        prepared = self._prepare(bench)
         tokens = self._answer(prepared)
         watch.check_finite()
         responses = tuple(
-            r for name, ids in items.tasks for r in _responses(self._tasks[name], ids, prepared.chosen[name], tokens)
+            response
+            for name, ids in items.tasks
+            for response in (
+                responses_of(name, self._scorers[name], ids, own[name])
+                if name in own
+                else _responses(self._tasks[name], ids, prepared.chosen[name], tokens)
+            )
         )
         return responses, {"forward": watch.seconds, "evaluate": time.perf_counter() - started - watch.seconds}
+
+    def _ask(self, name: str, items: Sequence[int]) -> Mapping[str, Sequence[Any]]:
+        """What a scorer says of some items."""
+        with self._seeded(name):
+            return self._scorers[name].score(items)
 
     def _prepare(self, items: ItemSet) -> _Prepared:
         """Lay the requests out; all candidates of a generation share their items, so the last layout is kept."""
         if self._prepared is None or self._prepared.items != items:
-            check_items(items, self.sizes())
             chosen = {name: [self._items[name][i] for i in ids] for name, ids in items.tasks}
             every = [item for selected in chosen.values() for item in selected]
             written = _requests_for_text(every)
@@ -134,7 +154,7 @@ class EvalRunner:
                 batches=make_batches(
                     [pair for item in every for pair in item.pairs],
                     batch_size=self._engine.config.batch_size,
-                    max_length=self._lm.max_length,
+                    max_length=self._lm.max_length if self._lm else 0,
                     device=self._engine.device,
                     share_prompts=self._share_prompts,
                 ),
@@ -198,10 +218,11 @@ def language_model(engine: TransformersEngine, *, chat_template: bool) -> Any:
     The softmax runs in float32: in bfloat16 log-likelihoods have three digits, and different answers tie.
 
     Raises:
-        TaskError: a chat template is wanted and the tokenizer has none.
+        TaskError: a chat template is wanted and the tokenizer has none; or the model is no language model.
     """
     from lm_eval.models.huggingface import HFLM
 
+    engine.require_language_model("lm-eval tasks")
     if chat_template and not engine.tokenizer.chat_template:
         raise TaskError(
             "fitness.chat_template: expected a tokenizer with a chat template; the base's has none; set it to false"

@@ -1,7 +1,7 @@
 """Finds lm-eval task files: the user's own by reading them, lm-eval's stock ones by a text search.
 
 lm-eval's index of its 11,000 stock tasks takes half a minute to build; the search takes a second and runs only for a
-name that no file of the user defines. Builds no task.
+name that no file of the user defines. Builds no task, and needs no lm-eval.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+
+import yaml
 
 from evomerge.config.faults import near
 from evomerge.errors import TaskError
 
-__all__ = ["Faults", "TaskFiles", "find_task_files"]
+__all__ = ["Faults", "TaskFiles", "find_task_files", "read_task"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,7 +97,7 @@ def find_task_files(paths: Iterable[Path]) -> TaskFiles:
     groups: dict[str, Path] = {}
     files = [file for path in paths for file in faults.attempt(_yaml_files, path) or []]
     for file in dict.fromkeys(files):
-        content = faults.attempt(_read, file) or {}
+        content = faults.attempt(read_task, file) or {}
         kind, name = (groups, content["group"]) if "group" in content else (tasks, content.get("task"))
         if not isinstance(name, str):
             continue  # a fragment that other files include
@@ -115,25 +118,48 @@ def _yaml_files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A task file as it stands, its `!function` tags unresolved."""
-    import yaml
-    from lm_eval.tasks._yaml_loader import load_yaml
+class _Loader(yaml.SafeLoader):
+    """Reads `!function` and any other tag as its text."""
 
+
+_Loader.add_multi_constructor("!", lambda loader, _tag, node: getattr(node, "value", None))
+
+
+def read_task(file: Path) -> dict[str, Any]:
+    """A task file with what it includes, its `!function` tags unresolved; runs nothing and needs no lm-eval.
+
+    Raises:
+        TaskError: it cannot be read, or is no mapping.
+    """
     try:
-        content: dict[str, Any] = load_yaml(file, resolve_func=False)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return _merged(file, frozenset())
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise TaskError(f"{file}: expected an lm-eval task file; got {type(error).__name__}: {error}") from error
-    return content
+
+
+def _merged(file: Path, above: frozenset[Path]) -> dict[str, Any]:
+    """The file's own keys over those of the files that it includes."""
+    file = file.resolve()
+    content = yaml.load(file.read_bytes(), _Loader)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: no mapping")
+    if file in above:
+        raise ValueError(f"{file} includes itself")
+    names = content.pop("include", None) or []
+    found: dict[str, Any] = {}
+    for name in names if isinstance(names, list) else [names]:
+        found |= _merged(file.parent / name, above | {file})
+    return found | content
 
 
 @cache
 def _stock_tasks() -> dict[str, Path]:
     """File of every single task that comes with lm-eval, by name."""
-    import lm_eval.tasks
-
-    root = Path(lm_eval.tasks.__file__).parent
+    package = find_spec("lm_eval")
     found: dict[str, Path] = {}
+    if package is None or package.origin is None:
+        return found
+    root = Path(package.origin).parent / "tasks"
     for file in sorted(root.rglob("*.yaml")):
         for name in _STOCK_NAME.findall(file.read_text(encoding="utf-8", errors="replace")):
             found.setdefault(name, file)

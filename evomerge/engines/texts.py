@@ -54,6 +54,7 @@ class _Blocks:
     def __init__(self, name: str, config: LossConfig | KlConfig, engine: TransformersEngine) -> None:
         import torch
 
+        engine.require_language_model(f"scorer {name!r}")
         ids = token_ids(engine.tokenizer, config.text, config.tokens)
         settings = engine.model.config.get_text_config()
         positions = getattr(settings, "max_position_embeddings", None) or config.block

@@ -6,17 +6,21 @@ Nothing is written to disk. Knows nothing of tasks, items or scores.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.engines.base import LoadStats, stay_offline
-from evomerge.errors import ConfigError, Fault, MergeError, PoolError
+from evomerge.errors import ConfigError, Fault, MergeError, PoolError, TaskError
 from evomerge.merging.footprint import Memory, choose, footprints, host_memory, needs_of
+from evomerge.merging.tokenizer import TOKENIZER_FILES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from evomerge.config import EngineConfig
+    from evomerge.merging.footprint import Tier
     from evomerge.merging.plan import MergePlan
     from evomerge.merging.pool import ModelPool
     from evomerge.merging.residency import Residence
@@ -32,11 +36,16 @@ class ForwardWatch:
     In a causal model each position attends to all before it, so a NaN anywhere reaches the last position; looking there
     costs next to nothing.
 
+    Args:
+        model: whose forward passes.
+        causal: whether its last position tells of all.
+
     Attributes:
         seconds: wall time inside forward passes since the last restart.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, causal: bool) -> None:
+        self._causal = causal
         self._cuda = model.device.type == "cuda"
         self._started = 0.0
         self.restart()
@@ -71,14 +80,19 @@ class ForwardWatch:
         self._started = self._now()
 
     def _stop(self, _model: Any, _inputs: Any, output: Any) -> None:
-        # the largest logit is NaN if any is, and infinite if any is +inf; -inf alone is a legal mask
-        self._finite = self._finite & output.logits[:, -1].amax(-1).isfinite().all()
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            # the largest logit is NaN if any is, and infinite if any is +inf; -inf alone is a legal mask
+            last = logits[:, -1] if self._causal else logits
+            self._finite = self._finite & last.amax(-1).isfinite().all()
         self.seconds += self._now() - self._started
 
 
 @final
 class TransformersEngine:
-    """A causal language model held in memory, whose weights every `load` sets anew.
+    """A model held in memory, whose weights every `load` sets anew.
+
+    A causal language model; or, for scorers of the user's, what else `architectures` in config.json names.
 
     Example:
         >>> engine = TransformersEngine(pool, EngineConfig())  # doctest: +SKIP
@@ -88,11 +102,14 @@ class TransformersEngine:
     Args:
         pool: base and experts; the base gives the architecture.
         config: device, dtype, batch size and threads. The thread count holds for the whole process.
+        workers: how many like this one share the machine, itself included.
+        gpu: share of a GPU that it may take.
 
     Attributes:
         pool: base and experts.
         model: the transformers model, in evaluation mode.
-        tokenizer: the pool's choice.
+        tokenizer: the pool's choice; None for a model that is no language model and has none.
+        causal: whether the model is a causal language model.
         device, dtype: where the model lives and what it computes in, for example `cpu` and `bfloat16`.
         watch: time and sanity of its forward passes.
 
@@ -101,7 +118,7 @@ class TransformersEngine:
         PoolError: transformers cannot build the model, or its parameters and the pool's tensors do not match.
     """
 
-    def __init__(self, pool: ModelPool, config: EngineConfig) -> None:
+    def __init__(self, pool: ModelPool, config: EngineConfig, *, workers: int = 1, gpu: float = 1.0) -> None:
         stay_offline()
         import torch
 
@@ -109,10 +126,13 @@ class TransformersEngine:
         self.config, self.pool = config, pool
         self.device = _device(config.device)
         self.dtype: str = pool.dtype if config.dtype == "pool" else config.dtype
-        self.model, self.tokenizer = _build(pool, self.device, self.dtype)
-        self.watch = ForwardWatch(self.model)
+        self.model, self.tokenizer, self.causal = _build(pool, self.device, self.dtype)
+        self.watch = ForwardWatch(self.model, causal=self.causal)
         self._parameters = _targets(self.model, pool)
-        self._residence = _residence(pool, config, self.device, self.dtype)
+        needs = needs_of(pool, self.dtype, config.deltas)
+        tiers = footprints(needs, on_device=self.device != "cpu")
+        tier = choose(tiers, _memory(self.device, needs.live, workers, gpu), config.residency).tier
+        self._residence = _resident(pool, tier, self.device, config)
         self._written: tuple[MergePlan, bool] | None = None
 
     def load(self, recipe: Recipe, *, exact: bool = True) -> LoadStats:
@@ -141,6 +161,18 @@ class TransformersEngine:
         self._written = plan, approximate
         return LoadStats(seconds=time.perf_counter() - started, rewritten_share=self._share(names))
 
+    def require_language_model(self, what: str) -> None:
+        """Refuse what only a causal language model can do.
+
+        Raises:
+            TaskError: the model is none.
+        """
+        if not self.causal:
+            raise TaskError(
+                f"{what}: expected a causal language model; got {type(self.model).__name__}; score it by a scorer of "
+                "kind function"
+            )
+
     def _share(self, names: frozenset[str]) -> float:
         total = sum(parameter.numel() for parameter in self._parameters.values())
         return sum(self._parameters[name].numel() for name in names) / total
@@ -157,42 +189,71 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _residence(pool: ModelPool, config: EngineConfig, device: str, dtype: str) -> Residence:
-    """The pool in the best tier that fits beside the live model, which is in place already."""
+def _memory(device: str, live: int, workers: int, gpu: float) -> Memory:
+    """What there is for a worker whose live model is in place already.
+
+    What is free now must do for this worker, and the whole for all: others may be up already, or come up beside it.
+    """
+    import torch
+
+    total, free = host_memory(free=False), host_memory(free=True)
+    if device == "cpu":
+        return Memory(device=None, host=min(total, workers * (free + live)), workers=workers)
+    unused, whole = torch.cuda.mem_get_info(device)
+    return Memory(device=min(unused + live, int(gpu * whole)), host=min(total, workers * free), workers=workers)
+
+
+def _resident(pool: ModelPool, tier: Tier, device: str, config: EngineConfig) -> Residence:
     import torch
 
     from evomerge.merging.residency import Residence
 
-    needs = needs_of(pool, dtype, config.deltas)
-    on_device = device != "cpu"
-    free = torch.cuda.mem_get_info(device)[0] + needs.live if on_device else None
-    host = host_memory(free=True) + (0 if on_device else needs.live)
-    tier = choose(footprints(needs, on_device=on_device), Memory(device=free, host=host), config.residency).tier
     return Residence(pool=pool, tier=tier, device=torch.device(device), deltas=config.deltas)
 
 
-def _build(pool: ModelPool, device: str, dtype: str) -> tuple[Any, Any]:
-    """The base model, in the shape and with the tokenizer of the merged one, ready to be overwritten."""
+def _build(pool: ModelPool, device: str, dtype: str) -> tuple[Any, Any, bool]:
+    """The base model in the shape and with the tokenizer of the merged one; and whether it is causal."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig
 
     folder = pool.folder(pool.base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(pool.tokenizer_folder, trust_remote_code=False, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.for_model(**pool.config)
+        kind, causal = _kind(config)
+        model = kind.from_pretrained(
             folder,
-            config=AutoConfig.for_model(**pool.config),
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # embeddings have the rows of the chosen vocabulary
         )
+        tokenizer = _tokenizer(pool.tokenizer_folder, needed=causal)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise PoolError(
             f"{folder}: expected a causal language model that the installed transformers knows, with its tokenizer; "
             f"got {type(error).__name__}: {error}; models that bring their own code are not run"
         ) from error
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    return model.to(device).eval().requires_grad_(False), tokenizer, causal
+
+
+def _kind(config: Any) -> tuple[Any, bool]:
+    """The class of a model, and whether that is a causal language model."""
+    import transformers
+
+    name = (config.architectures or [""])[0]
+    own = getattr(transformers, name, None)
+    if own is None or (type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and "Classification" not in name):
+        return transformers.AutoModelForCausalLM, True
+    return own, False
+
+
+def _tokenizer(folder: Path, *, needed: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    if not needed and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _targets(model: Any, pool: ModelPool) -> Mapping[str, torch.Tensor]:
@@ -203,6 +264,7 @@ def _targets(model: Any, pool: ModelPool) -> Mapping[str, torch.Tensor]:
     """
     live = dict(model.named_parameters(remove_duplicate=False))
     specs = {spec.name: spec for spec in pool.specs}
+    live |= {stored: live[name] for stored, name in _renamed(model, specs.keys() - live.keys()) if name in live}
     faults = [f"tensor {name}: the model has no such parameter" for name in specs.keys() - live.keys()]
     for name in specs.keys() & live.keys():
         if tuple(live[name].shape) != specs[name].shape:
@@ -215,3 +277,19 @@ def _targets(model: Any, pool: ModelPool) -> Mapping[str, torch.Tensor]:
             + "\n  ".join(sorted(faults))
         )
     return {name: live[name].data for name in specs}
+
+
+def _renamed(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Stored names of tensors, and those of the parameters that transformers reads them into.
+
+    transformers 5 gave the parameters of some architectures other names than their files have.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:  # transformers 4 keeps the names
+        return
+    rules = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
+    weights = model.state_dict()
+    for name in stored:
+        yield name, rename_source_key(name, rules, [], model.base_model_prefix, weights)[0]

@@ -6,6 +6,7 @@ from evomerge.fitness.constraints import broken, violation
 from evomerge.fitness.estimate import Estimate, mean_estimate, scores
 from evomerge.fitness.honest import MEAN, ConfirmedFront, Difference, confirm_front, paired_difference
 from evomerge.fitness.items import ItemSplit, split_items
+from evomerge.fitness.leaks import public_split
 
 __all__ = [
     "MEAN",
@@ -20,6 +21,7 @@ __all__ = [
     "confirm_front",
     "mean_estimate",
     "paired_difference",
+    "public_split",
     "scores",
     "split_items",
     "violation",

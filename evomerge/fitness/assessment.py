@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from evomerge.config import ConstraintConfig, ObjectiveConfig, RaceConfig
-from evomerge.fitness.constraints import violation
-from evomerge.fitness.estimate import Floats, scores, weights
-from evomerge.fitness.items import ItemSplit
+from evomerge.config import ObjectiveConfig, RaceConfig
+from evomerge.fitness.estimate import Floats, weights
 from evomerge.fitness.racing import front_probability, halved, survival_probability, undecided
 from evomerge.outcome import ItemSet, Responses
 from evomerge.rng import stream
 
-__all__ = ["Answers", "Assessment", "Contest", "Questions", "Reader", "SharedItems", "Told", "portions"]
+if TYPE_CHECKING:
+    from evomerge.fitness.irt import Remedy
+
+__all__ = ["Answers", "Assessment", "Check", "Contest", "Questions", "Reader", "Told", "portions"]
 
 Contest = Literal["mean", "front"]
 """What candidates compete for: to be in the better half by the weighted mean, or for a place on the front."""
@@ -50,8 +51,24 @@ class Told:
     violation: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """What randomly drawn items said of the model that reads a metric's answers.
+
+    Attributes:
+        z: their mean residual in standard errors; above 0, candidates are better than the model believed.
+        remedy: what followed.
+    """
+
+    z: float
+    remedy: Remedy
+
+
 class Reader(Protocol):
     """Chooses items and reads answers."""
+
+    def size(self, total: int | None = None) -> int:
+        """Items over all tasks that make `total` per task, or all that scores speak of."""
 
     def start(self, references: Mapping[str, int]) -> Questions:
         """What the anchors are asked before the first generation.
@@ -80,6 +97,9 @@ class Reader(Protocol):
 
     def told(self, candidates: Sequence[int], generation: int) -> dict[int, Told]:
         """What the answers come to; without those that failed."""
+
+    def checks(self, generation: int) -> dict[str, Check]:
+        """How true a generation found the model that reads its answers, by metric; empty without a model."""
 
 
 class Assessment:
@@ -117,7 +137,7 @@ class Assessment:
         self._reader, self._race, self._promote, self._seed = reader, race, promote, seed
         self._contest: Contest = contest
         self._share = weights(objectives)
-        self._totals = portions(search, race.rounds if race else 1)
+        self._search, self._totals = search, portions(search, race.rounds if race else 1)
         self._rivals: dict[int, Told] = {}
 
     def generation(
@@ -153,6 +173,17 @@ class Assessment:
         found = self._reader.told([*known, *candidates], generation)
         self._rivals |= found
         return found
+
+    def most_items(self, generation: int, references: int, candidates: int) -> int:
+        """Items that a generation may come to, at most."""
+        few, everything = self._reader.size(self._search), self._reader.size()
+        compared = sum(map(len, self._reader.again(generation).values()))
+        beside = references * everything if generation == 0 else compared
+        return beside + candidates * few + min(self._promote, candidates) * (everything - few)
+
+    def checks(self, generation: int) -> dict[str, Check]:
+        """See `Reader.checks`."""
+        return self._reader.checks(generation)
 
     def _open(self, found: Mapping[int, Told], racing: Sequence[int], generation: int, number: int) -> list[int]:
         """Those still racing that more items may decide."""
@@ -205,67 +236,3 @@ def portions(search: int, rounds: int) -> list[int]:
     """
     edges = [-(-search * number // rounds) for number in range(rounds + 1)]
     return [after for before, after in pairwise(edges) if after > before]
-
-
-class SharedItems:
-    """Every candidate of a generation is asked the same items, and scores their mean.
-
-    Args:
-        split: what may be asked.
-        objectives: what is optimized.
-        constraints: what must be kept.
-    """
-
-    def __init__(
-        self, split: ItemSplit, objectives: Sequence[ObjectiveConfig], constraints: Sequence[ConstraintConfig]
-    ) -> None:
-        self._split, self._objectives, self._constraints = split, objectives, constraints
-        self._answers: dict[int, tuple[Responses, ...]] = {}
-        self._asked: dict[int, tuple[int, int]] = {}
-        self._compared: dict[str, int] = {}
-
-    def start(self, references: Mapping[str, int]) -> Questions:
-        """The first generation's items."""
-        labels = {constraint.relative_to for constraint in self._constraints}
-        self._compared = {label: number for label, number in references.items() if label in labels}
-        return dict.fromkeys(references.values(), self._split.draw(0))
-
-    def again(self, generation: int) -> Questions:
-        """The generation's items, for the anchors that constraints are relative to."""
-        fresh = self._split.policy == "fresh"
-        return dict.fromkeys(self._compared.values(), self._split.draw(generation)) if fresh else {}
-
-    def ask(self, candidates: Mapping[int, tuple[float, ...]], generation: int, total: int) -> Questions:
-        """The next items of the generation's draw."""
-        found = {}
-        for number in candidates:
-            before = self._asked.get(number, (generation, 0))[1]
-            self._asked[number] = (generation, total)
-            found[number] = self._split.draw(generation, before, total)
-        return found
-
-    def rest(self, candidates: Sequence[int]) -> Questions:
-        """Nothing: the mean of a few items is not improved by knowing a few candidates better."""
-        return {}
-
-    def learn(self, answers: Answers) -> None:
-        """Keep what was answered."""
-        for number, found in answers.items():
-            if found is None:
-                self._answers.pop(number, None)
-            else:
-                self._answers[number] = found
-
-    def told(self, candidates: Sequence[int], generation: int) -> dict[int, Told]:
-        """Means of the answers."""
-        return {number: self._told(self._answers[number]) for number in candidates if number in self._answers}
-
-    def _told(self, answers: tuple[Responses, ...]) -> Told:
-        found = scores(answers, self._objectives)
-        known = {label: self._answers[number] for label, number in self._compared.items() if number in self._answers}
-        return Told(
-            scores=tuple(estimate.mean for estimate in found),
-            sds=tuple(estimate.se for estimate in found),
-            items=sum({response.task: len(response.items) for response in answers}.values()),
-            violation=violation(answers, known, self._constraints),
-        )

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from evomerge.config import FitnessConfig, IrtConfig
-from evomerge.fitness.assessment import Assessment, Contest, Reader, SharedItems
+from evomerge.errors import TaskError
+from evomerge.fitness.assessment import Assessment, Contest, Reader
 from evomerge.fitness.items import ItemSplit
+from evomerge.fitness.shared import SharedItems
 
-__all__ = ["build_assessment"]
+__all__ = ["bank_digests", "build_assessment"]
+
+
+def bank_digests(fitness: FitnessConfig) -> dict[str, str]:
+    """Content digests of the item banks, by their place in the list.
+
+    Raises:
+        TaskError: a bank that cannot be read.
+    """
+    banks = fitness.estimator.banks if isinstance(fitness.estimator, IrtConfig) else ()
+    try:
+        return {str(n): hashlib.blake2b(p.read_bytes(), digest_size=16).hexdigest() for n, p in enumerate(banks)}
+    except OSError as error:
+        raise TaskError(f"{error.filename}: expected an item bank; got {error.strerror}; check the path") from error
 
 
 def build_assessment(
@@ -38,7 +54,7 @@ def build_assessment(
             fitness.constraints,
             estimator,
             digests=digests,
-            banks={task: load_bank(path) for task, path in estimator.banks.items()},
+            banks=[load_bank(path) for path in estimator.banks],
             seed=seed,
         )
     return Assessment(

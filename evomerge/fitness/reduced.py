@@ -10,14 +10,14 @@ Legend: N items of a task that scores speak of (its universe); candidates' rows 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
 
-from evomerge.config import ConstraintConfig, IrtConfig, Measured, ObjectiveConfig
+from evomerge.config import ConstraintConfig, IrtConfig, ObjectiveConfig
 from evomerge.errors import TaskError
-from evomerge.fitness.assessment import Answers, Questions, Told
+from evomerge.fitness.assessment import Answers, Check, Questions, Told
+from evomerge.fitness.calibrated import CalibratedMetric, calibrated
 from evomerge.fitness.estimate import Floats
 from evomerge.fitness.irt import (
     Abilities,
@@ -25,81 +25,25 @@ from evomerge.fitness.irt import (
     Family,
     ItemBank,
     MapAbility,
-    audit_generation,
     audited,
     audited_batch,
     corrected,
-    dimensions_for,
     family_prior,
-    fit_bank,
     map_abilities,
     population_prior,
+    residuals_of,
 )
 from evomerge.fitness.irt.design import Mask, Places
 from evomerge.fitness.items import ItemSplit
 from evomerge.outcome import ItemSet
 from evomerge.rng import stream
 
-__all__ = ["ReducedItems", "universe"]
+__all__ = ["ReducedItems"]
 
 Genome = tuple[float, ...]
 
 _REMEMBERED = 300
 """Latest candidates that a candidate's prior is learned from: older ones say little of where the search is now."""
-
-
-def universe(split: ItemSplit, task: str, size: int, seed: int, bank: ItemBank | None = None) -> tuple[int, ...]:
-    """The items that scores on a task speak of, sorted: of the search's, as many as `size`, those of a bank if given.
-
-    Raises:
-        TaskError: a bank that holds fewer than 2 of the search's items.
-    """
-    pool = split.pool[task]
-    if bank is not None:
-        found = tuple(sorted(set(pool).intersection(bank.items)))
-        if len(found) < 2:
-            raise TaskError(
-                f"task {task!r}: expected an item bank with at least 2 of the search's {len(pool)} items; got "
-                f"{len(found)}; fit the bank on more items of this task"
-            )
-        return found
-    drawn = stream(seed, "universe", task).choice(pool, min(size, len(pool)), replace=False)
-    return tuple(sorted(drawn.tolist()))
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class _Metric:
-    """One measured metric: every candidate's row, and the bank that reads them.
-
-    Attributes:
-        given: the bank came from outside: it is not fitted again.
-        complete: full rows when the bank was fitted last.
-    """
-
-    config: Measured
-    items: tuple[int, ...]
-    digest: str
-    bank: ItemBank | None
-    given: bool
-    complete: int = 0
-    rows: dict[int, Floats] = field(default_factory=dict)
-
-    def stacked(self, candidates: Sequence[int]) -> Floats:
-        """Their rows `[M, N]`; empty ones for those that answered nothing."""
-        nothing = np.full(len(self.items), np.nan)
-        return np.stack([self.rows.get(i, nothing) for i in candidates])
-
-    def refit(self) -> None:
-        """Fit the bank if there are new full rows, from the last one on where it has as many dimensions."""
-        complete = sum(not np.isnan(row).any() for row in self.rows.values())
-        if self.given or complete == self.complete:
-            return
-        size = dimensions_for(complete)  # a few chosen answers do not tell dimensions apart
-        start = self.bank if self.bank is not None and self.bank.dimensions == max(size, 1) else None
-        matrix = np.stack(list(self.rows.values()))
-        task = self.config.task
-        self.bank = fit_bank(matrix, task=task, items=self.items, digest=self.digest, dimensions=size, start=start)
-        self.complete = complete
 
 
 @final
@@ -112,11 +56,11 @@ class ReducedItems:
         constraints: what must be kept.
         config: estimator settings.
         digests: content digest of every task.
-        banks: banks by task; other tasks are calibrated on the fly.
+        banks: at most one per task and metric; all others are calibrated on the fly.
         seed: run seed.
 
     Raises:
-        TaskError: a bank of another task or of other items and prompts.
+        TaskError: a bank of another task or metric, or of other items and prompts.
     """
 
     def __init__(
@@ -127,29 +71,23 @@ class ReducedItems:
         config: IrtConfig,
         *,
         digests: Mapping[str, str],
-        banks: Mapping[str, ItemBank],
+        banks: Sequence[ItemBank],
         seed: int,
     ) -> None:
-        for task, bank in banks.items():
-            bank.check(task, digests[task])
         self._config, self._seed, self._objectives = config, seed, len(objectives)
-        items = {task: universe(split, task, config.universe, seed, banks.get(task)) for task in split.pool}
-        measured: tuple[Measured, ...] = (*objectives, *constraints)
-        self._metrics = [
-            _Metric(
-                config=metric,
-                items=items[metric.task],
-                digest=digests[metric.task],
-                bank=_narrowed(banks[metric.task], items[metric.task]) if metric.task in banks else None,
-                given=metric.task in banks,
-            )
-            for metric in measured
-        ]
+        self._metrics = calibrated(
+            [*objectives, *constraints], split, size=config.universe, digests=digests, banks=banks, seed=seed
+        )
         self._lead = {metric.config.task: metric for metric in reversed(self._metrics)}
         self._genomes: dict[int, Genome] = {}
         self._audits: dict[str, dict[int, int]] = {task: {} for task in self._lead}
         self._labels: dict[str, int] = {}
         self._failed: set[int] = set()
+        self._generation = 0
+
+    def size(self, total: int | None = None) -> int:
+        """Items over all tasks for `total` per task, or for whole universes."""
+        return sum(len(m.items) if total is None else min(total, len(m.items)) for m in self._lead.values())
 
     def start(self, references: Mapping[str, int]) -> Questions:
         """Everything: the anchors' abilities are what candidates' are predicted from."""
@@ -163,6 +101,7 @@ class ReducedItems:
     def ask(self, candidates: Mapping[int, Genome], generation: int, total: int) -> Questions:
         """Random items while there is no model, then those that tell most beside a random audit."""
         self._genomes |= candidates
+        self._generation = generation
         ids = list(candidates)
         if not ids:
             return {}
@@ -184,27 +123,25 @@ class ReducedItems:
         return found
 
     def learn(self, answers: Answers) -> None:
-        """Keep what was answered; fit the banks again when somebody answered everything."""
+        """Keep what was answered; fit the banks again where that is due."""
         for number, responses in answers.items():
             if responses is None:
                 self._failed.add(number)
                 continue
             by_metric = {(r.task, r.metric): dict(zip(r.items, r.values, strict=True)) for r in responses}
             for metric in self._metrics:
-                known = by_metric.get((metric.config.task, metric.config.metric), {})
-                metric.rows[number] = np.array([known.get(item, np.nan) for item in metric.items])
+                metric.learn(number, by_metric.get((metric.config.task, metric.config.metric), {}))
         for metric in self._metrics:
             for number in self._failed:
                 metric.rows.pop(number, None)
-            if metric.rows:
-                metric.refit()
+            metric.refit(self._generation)
 
     def told(self, candidates: Sequence[int], generation: int) -> dict[int, Told]:
         """Posterior means and standard deviations over the universe."""
         ids = [number for number in candidates if number not in self._failed and number in self._metrics[0].rows]
         if not ids:
             return {}
-        read = [self._read(metric, ids) for metric in self._metrics]
+        read = [self._read(metric, ids, generation) for metric in self._metrics]
         limits = self._violations(read, ids)
         used = [sum(int((~np.isnan(m.rows[i])).sum()) for m in self._lead.values()) for i in ids]
         return {
@@ -217,7 +154,7 @@ class ReducedItems:
             for row, number in enumerate(ids)
         }
 
-    def _designed(self, metric: _Metric, ids: Sequence[int], generation: int, total: int) -> Mask:
+    def _designed(self, metric: CalibratedMetric, ids: Sequence[int], generation: int, total: int) -> Mask:
         """The items that each candidate is to be asked now `[M, N]`."""
         total = min(total, len(metric.items))
         asked = ~np.isnan(metric.stacked(ids))
@@ -231,42 +168,45 @@ class ReducedItems:
         audits.update(dict.fromkeys(ids, count))
         return np.asarray(mask & ~asked)
 
-    def _shared_order(self, metric: _Metric, candidates: int, generation: int) -> Places:
+    def _shared_order(self, metric: CalibratedMetric, candidates: int, generation: int) -> Places:
         """Before there is a model all are asked the same items, which makes them comparable."""
         order = stream(self._seed, "audit", metric.config.task, generation).permutation(len(metric.items))
         return np.tile(order, (candidates, 1))
 
-    def _orders(self, metric: _Metric, ids: Sequence[int]) -> Places:
+    def _orders(self, metric: CalibratedMetric, ids: Sequence[int]) -> Places:
         """For each candidate an order of its own, whose beginning is its audit."""
         task, size = metric.config.task, len(metric.items)
         return np.stack([stream(self._seed, "audit", task, -1, number).permutation(size) for number in ids])
 
-    def _inclusion(self, metric: _Metric, ids: Sequence[int]) -> Floats:
+    def _inclusion(self, metric: CalibratedMetric, ids: Sequence[int]) -> Floats:
         """Inclusion probabilities of the audit items, NaN elsewhere `[M, N]`."""
         counts = np.array([self._audits[metric.config.task].get(number, 0) for number in ids])
         ranks = self._orders(metric, ids).argsort(axis=1)
         return np.where(ranks < counts[:, None], counts[:, None] / len(metric.items), np.nan)
 
-    def _read(self, metric: _Metric, ids: Sequence[int]) -> tuple[Floats, Floats]:
+    def checks(self, generation: int) -> dict[str, Check]:
+        """What the random items said, by objective or constraint."""
+        return {m.config.name: m.checks[generation] for m in self._metrics if generation in m.checks}
+
+    def _read(self, metric: CalibratedMetric, ids: Sequence[int], generation: int) -> tuple[Floats, Floats]:
         """Scores and standard deviations, higher is better `[M]`."""
-        if metric.bank is None:
-            raise TaskError(f"task {metric.config.task!r}: expected answers of an anchor; got none; see the failures")
-        prior, rows = self._prior(metric, metric.bank, ids), metric.stacked(ids)
+        bank, rows = metric.bank, metric.stacked(ids)
+        assert bank is not None, "it is fitted to the first answers, and without any there is nothing to read"
+        prior = self._prior(metric, bank, ids)
         searched = np.array([number in self._genomes for number in ids])
-        found = MapAbility(bank=metric.bank, prior=prior)(rows)
+        found = MapAbility(bank=bank, prior=prior)(rows)
         if searched.any():
-            audit = audit_generation(
-                metric.bank, _only(prior, searched), rows[searched], self._inclusion(metric, np.array(ids)[searched])
-            )
+            inclusion = self._inclusion(metric, np.array(ids)[searched])
+            audit = metric.audit(generation, residuals_of(bank, _only(prior, searched), rows[searched], inclusion))
             match audit.remedy(promoted=0):
                 case "widen":
-                    found = MapAbility(bank=metric.bank, prior=prior.widened(audit.widening()))(rows)
+                    found = MapAbility(bank=bank, prior=prior.widened(audit.widening()))(rows)
                 case "correct":
                     found = corrected(found, audit, len(metric.items))
         sign = 1.0 if metric.config.goal == "max" else -1.0
         return sign * found.mean, found.sd
 
-    def _prior(self, metric: _Metric, bank: ItemBank, ids: Sequence[int]) -> AbilityPrior:
+    def _prior(self, metric: CalibratedMetric, bank: ItemBank, ids: Sequence[int]) -> AbilityPrior:
         """From parents and genomes, learned from the candidates before; the population's for anchors."""
         parents = [n for label, n in self._labels.items() if label != "uniform" and n in metric.rows]
         population = population_prior(bank, len(ids))
@@ -292,7 +232,7 @@ class ReducedItems:
                 total += np.maximum(0.0, metric.config.limit - (mean - self._reference(metric, metric.config)))
         return total
 
-    def _reference(self, metric: _Metric, constraint: ConstraintConfig) -> float:
+    def _reference(self, metric: CalibratedMetric, constraint: ConstraintConfig) -> float:
         """The score that a limit is relative to; 0 if it is absolute."""
         if constraint.relative_to is None:
             return 0.0
@@ -305,25 +245,8 @@ class ReducedItems:
         return float(np.nanmean(row)) * (1.0 if constraint.goal == "max" else -1.0)
 
 
-def _items(metric: _Metric, mask: Mask) -> tuple[int, ...]:
+def _items(metric: CalibratedMetric, mask: Mask) -> tuple[int, ...]:
     return tuple(metric.items[column] for column in np.flatnonzero(mask))
-
-
-def _narrowed(bank: ItemBank, items: tuple[int, ...]) -> ItemBank:
-    """The bank of some of its items."""
-    at = bank.columns(items)
-    return ItemBank(
-        task=bank.task,
-        digest=bank.digest,
-        items=items,
-        link=bank.link,
-        slopes=bank.slopes[at],
-        difficulties=bank.difficulties[at],
-        dispersion=bank.dispersion[at],
-        mean=bank.mean,
-        covariance=bank.covariance,
-        calibrators=bank.calibrators,
-    )
 
 
 def _abilities(bank: ItemBank, rows: Floats) -> Abilities:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import pad
 
-from evomerge.errors import MergeError
+from evomerge.errors import ConfigError, Fault
 from evomerge.merging.atomic import complete_or_absent
 from evomerge.merging.executor import core_factors
 from evomerge.merging.lora import ADAPTER_CONFIG, ADAPTER_FILE, Adapter
@@ -53,17 +53,14 @@ def export_adapter(plan: MergePlan, pool: ModelPool, out: Path, *, extra_files: 
         extra_files: texts by file name, for example a model card.
 
     Raises:
-        MergeError: the plan has no low rank, or reads models that are no plain adapters.
+        ConfigError: the plan has no low rank, or reads models that are no plain adapters.
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """
     coefficients = {tensor.name: _coefficients(tensor, pool.base) for tensor in plan.tensors}
     read = {source for tensor in plan.tensors for source in tensor.sources}
     if variants := sorted(read.difference(pool.models)):
-        raise MergeError(
-            f"expected adapters as they are; got {', '.join(variants)}, which have no factors; "
-            "export the full model instead"
-        )
+        raise _refused(", ".join(variants), "expected adapters as they are; got variants, which have no factors")
     adapters = {name: _plain(name, pool.models[name]) for name in pool.experts if name in read}
     changes = {}
     for tensor in plan.tensors:
@@ -73,7 +70,7 @@ def export_adapter(plan: MergePlan, pool: ModelPool, out: Path, *, extra_files: 
             )
     rank = max((change.left.shape[1] for change in changes.values()), default=0)
     if not rank:
-        raise MergeError("expected a merge that reads adapters; got the base alone; export the full model instead")
+        raise _refused(pool.base, "expected a merge that reads adapters; got the base alone")
     with complete_or_absent(out) as folder:
         tensors = {name: values for change in changes.values() for name, values in change.stored(rank).items()}
         save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
@@ -120,18 +117,17 @@ def _coefficients(tensor: TensorPlan, base: str) -> dict[str, float]:
         scale = kernel.scale if isinstance(kernel, Delta) else 1.0
         found = {term.source: scale * term.weight / kernel.divisor for term in kernel.terms}
     else:
-        raise MergeError(
-            f"tensor {tensor.name}: expected a weighted sum of task vectors; got a merge element by element, or of "
-            "whole matrices, which has no low rank; merge in core space, or export the full model instead"
+        raise _refused(
+            f"tensor {tensor.name}",
+            "expected a weighted sum of task vectors, or a merge in core space; got a merge element by element, or of "
+            "whole matrices, which has no low rank",
         )
-    if (
-        isinstance(kernel, Delta) and kernel.base != base
-    ):  # an expert is the base of this merge: it brings its own change
+    if isinstance(kernel, Delta) and kernel.base != base:  # an expert, which brings its own change
         found[kernel.base] = 1.0 - sum(found.values())
     if isinstance(kernel, Linear) and abs(sum(found.values()) - 1) > _TOLERANCE:
-        raise MergeError(
-            f"tensor {tensor.name}: expected weights that add up to 1, so that the base comes through whole; "
-            f"got {sum(found.values()):.6g}; export the full model instead"
+        raise _refused(
+            f"tensor {tensor.name}",
+            f"expected weights that add up to 1, so that the base comes through whole; got {sum(found.values()):.6g}",
         )
     return {source: coefficient for source, coefficient in found.items() if source != base}
 
@@ -142,13 +138,19 @@ def _is_plain(term: Term) -> bool:
 
 def _plain(name: str, model: Model) -> Adapter:
     if not isinstance(model, Adapter):
-        raise MergeError(f"{name}: expected a LoRA adapter; got a full model; export the full model instead")
+        raise _refused(name, "expected a LoRA adapter; got a full model")
     if model.whole:
-        raise MergeError(
-            f"{name}: expected low-rank changes alone; got weights that are stored whole, such as {min(model.whole)} "
-            "(modules_to_save); export the full model instead"
+        raise _refused(
+            name,
+            f"expected low-rank changes alone; got weights that are stored whole, such as {min(model.whole)} "
+            "(modules_to_save)",
         )
     return model
+
+
+def _refused(place: str, message: str) -> ConfigError:
+    fault = Fault(path=place, message=f"{message}; export the full model instead")
+    return ConfigError("an adapter cannot hold this merge", [fault])
 
 
 def _sides(

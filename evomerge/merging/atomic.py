@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all.
+"""Folders that appear whole or not at all, and writers that wait for each other.
 
 All is written in a hidden folder beside the target and renamed at the very end. A writer that was killed leaves its
 hidden folder behind; the next one with the same target removes it. Knows nothing of what is written.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from evomerge.errors import DiskError, StoreError
 
-__all__ = ["complete_or_absent"]
+__all__ = ["alone", "complete_or_absent"]
 
 
 @contextmanager
@@ -51,6 +51,20 @@ def complete_or_absent(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process is inside with the same file; where a file system has no locks, do not wait.
+
+    Args:
+        file: stands for what is written; made if it is not there, and left.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        with suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _remove_abandoned(out: Path) -> None:

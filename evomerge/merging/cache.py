@@ -1,6 +1,6 @@
-"""Small facts about model files, kept in the user's cache folder so that no file is read twice for them.
+"""The user's cache folder: small facts about model files, room for larger entries, and what goes when it is full.
 
-Only a cache: what cannot be read or written there is computed again. Knows nothing of what the facts are.
+Only a cache: what cannot be read or written there is computed again. Knows nothing of what is kept.
 """
 
 from __future__ import annotations
@@ -9,18 +9,33 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["entry_of", "folder_of", "remember", "remembered"]
+from evomerge.errors import ConfigError, Fault
+
+__all__ = ["LIMIT", "entry_of", "folder_of", "make_room", "remember", "remembered", "size_of", "touch"]
+
+LIMIT = 64 << 30
+"""Bytes that a kind of large entries may take; what was not used for longest goes first (see `make_room`)."""
 
 
 def folder_of(kind: str) -> Path:
-    """Where facts of a kind are kept: a folder of `$EVOMERGE_CACHE`, or of `~/.cache/evomerge`."""
+    """Where facts of a kind are kept: a folder of `$EVOMERGE_CACHE`, or of `~/.cache/evomerge`.
+
+    Raises:
+        ConfigError: neither is there: the user has no home.
+    """
     root = os.environ.get("EVOMERGE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "evomerge") / kind
+    try:
+        return (Path(root) if root else Path.home() / ".cache" / "evomerge") / kind
+    except RuntimeError as error:
+        message = f"expected a folder for facts about models; got no home folder ({error}); set it to a folder"
+        raise ConfigError("the environment", [Fault(path="EVOMERGE_CACHE", message=message)]) from error
 
 
 def entry_of(kind: str, key: list[Any], suffix: str) -> Path:
@@ -50,3 +65,34 @@ def remember(kind: str, key: list[Any], facts: Mapping[str, Any]) -> None:
         draft = entry.with_suffix(f".{secrets.token_hex(4)}.tmp")
         draft.write_text(json.dumps({"key": key, **facts}), encoding="utf-8")
         draft.replace(entry)
+
+
+@lru_cache(maxsize=8)
+def make_room(folder: Path) -> None:
+    """Remove what was not used for longest until the rest is within the limit; processes keep what they have mapped.
+
+    Done once per process, when it begins to add to a folder, so that it never drives out what it added itself. Locks,
+    and what is being written, stay.
+    """
+    entries = []
+    for entry in folder.iterdir():
+        if not entry.name.startswith(".") and entry.suffix != ".lock":
+            with suppress(FileNotFoundError):  # another process makes room, too
+                entries.append((entry.stat().st_mtime, size_of(entry), entry))
+    excess = sum(size for _, size, _ in entries) - LIMIT
+    for _, size, entry in sorted(entries):
+        if excess > 0:
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+            excess -= size
+
+
+def touch(entry: Path) -> None:
+    """Take note that an entry is used."""
+    with suppress(OSError):
+        os.utime(entry)
+
+
+def size_of(entry: Path) -> int:
+    """Bytes of a file, or of the files in a folder; 0 if it is not there."""
+    files = [file for file in entry.rglob("*") if file.is_file()] if entry.is_dir() else [entry]
+    return sum(file.stat().st_size for file in files if file.exists())

@@ -1,8 +1,9 @@
 """What models of a pool do on a calibration text: read here, measured by `evomerge.engines.calibration`.
 
 Three kinds of statistics, each of one model: how strongly every input of every linear map is used (`importance`), the
-second moments of those inputs (`grams`), and how much the loss depends on every weight (`fisher`). They lie in a folder
-of the cache that is named by the pool's digest, which covers the text. Knows nothing of how they are measured or used.
+second moments of those inputs (`grams`), and how much the loss depends on every weight (`fisher`). Each statistic of a
+model has a folder in the cache, named by the content of the model and of its text: other pools find it too. Knows
+nothing of how they are measured or used.
 
 Legend: X `[tokens, in]` the inputs of a linear map `[out, in]`.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import numpy as np
 
 from evomerge.errors import MergeError, PoolError
-from evomerge.merging.cache import folder_of
+from evomerge.merging.cache import entry_of, touch
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from evomerge.merging.transforms.facts import Curvature
 
 __all__ = [
+    "CALIBRATION",
     "MOMENTS_FILE",
     "CalibratedFacts",
     "Calibration",
@@ -37,16 +39,20 @@ __all__ = [
     "calibrated",
     "documents",
     "importance",
-    "statistics_file",
+    "statistics_bytes",
+    "statistics_folder",
 ]
 
 Statistic = Literal["importance", "grams", "fisher"]
+
+CALIBRATION = "calibration"
+"""The folder of the cache."""
 
 MOMENTS_FILE = "second_moments.safetensors"
 """Beside an expert's weights: Adam's `v` at the end of its training, by the names of its tensors; or, for a matrix, its
 means over inputs as `NAME.row` `[out]` and over outputs as `NAME.column` `[in]`."""
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever statistics would come out differently, or are laid out differently."""
 
 
@@ -58,12 +64,12 @@ class Calibration:
     Attributes:
         texts: files by pool name: `.txt`, or `.jsonl` with a key `text`; a model without a text is not run.
         tokens: how many of each text.
-        digest: 32 hexadecimal digits over the contents of the texts and the number of tokens.
+        contents: by pool name, 32 hexadecimal digits over the content of its text.
     """
 
     texts: Mapping[str, Path]
     tokens: int
-    digest: str
+    contents: Mapping[str, str]
 
     @classmethod
     def read(cls, texts: Mapping[str, Path], tokens: int) -> Calibration:
@@ -72,11 +78,17 @@ class Calibration:
         Raises:
             PoolError: a file that cannot be read, or that holds no text.
         """
-        hasher = hashlib.blake2b(repr([_VERSION, tokens]).encode(), digest_size=16)
-        for model, file in sorted(texts.items()):
-            content = "\x1f".join(documents(file))
-            hasher.update(repr((model, hashlib.blake2b(content.encode()).hexdigest())).encode())
-        return cls(texts=texts, tokens=tokens, digest=hasher.hexdigest())
+        read = {file: _digest(tuple(documents(file))) for file in set(texts.values())}
+        return cls(texts=texts, tokens=tokens, contents={model: read[file] for model, file in texts.items()})
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits over the contents of the texts and the number of tokens."""
+        return _digest((_VERSION, self.tokens, sorted(self.contents.items())))
+
+
+def _digest(content: object) -> str:
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
 
 
 def documents(file: Path) -> Iterator[str]:
@@ -107,22 +119,29 @@ def _text(line: str) -> str:
 
 def calibrated(pool: ModelPool, calibration: Calibration) -> ModelPool:
     """The pool with a calibration, which its digest then covers."""
-    digest = hashlib.blake2b(f"{pool.digest} {calibration.digest}".encode(), digest_size=16).hexdigest()
-    return replace(pool, calibration=calibration, digest=digest)
+    return replace(pool, calibration=calibration, digest=_digest((pool.digest, calibration.digest)))
 
 
-def statistics_file(pool: ModelPool, model: str, statistic: Statistic) -> Path:
+def statistics_folder(pool: ModelPool, model: str, statistic: Statistic) -> Path:
     """Where statistics of one model are kept.
 
     Raises:
         MergeError: the pool has no calibration, or none for this model.
     """
-    if not _has_text(pool, model):
+    calibration = pool.calibration
+    if calibration is None or model not in calibration.texts:
         raise MergeError(
             f"expected a calibration text that {model!r} can be run over; got none; "
-            "give one as pool.calibration, for example {text: some.txt}"
+            "give one as pool.calibration, for example {text: some.txt}, or with --calibration"
         )
-    return folder_of("calibration") / pool.digest / f"{model}.{statistic}.safetensors"
+    key = [_VERSION, statistic, pool.contents[model], calibration.contents[model], calibration.tokens]
+    return entry_of(CALIBRATION, key, "")
+
+
+def statistics_bytes(pool: ModelPool) -> int:
+    """The most that the Gram matrices of all experts take in the cache; other statistics are small."""
+    inputs = [spec.shape[-1] for spec in pool.specs if len(spec.shape) == 2 and spec.layer is not None]
+    return len(pool.experts) * sum(4 * n * n for n in inputs)
 
 
 def _has_text(pool: ModelPool, model: str) -> bool:
@@ -130,16 +149,15 @@ def _has_text(pool: ModelPool, model: str) -> bool:
 
 
 def importance(pool: ModelPool, tensor: str) -> npt.NDArray[np.float64] | None:
-    """How strongly the base uses the inputs of a linear map: `mean |x_j|` over tokens, `[in]`.
+    """How strongly the base uses the inputs of a linear map: the sum of `|x_j|` over all tokens of the text, `[in]`.
 
-    None for other tensors, and for maps that saw no token.
+    Divided by the number of tokens, so that it is their mean where every token passes. None for other tensors.
 
     Raises:
         MergeError: nothing was measured.
     """
-    content = _opened(statistics_file(pool, pool.base, "importance"))
-    key = _inputs(content).get(tensor)
-    return None if key is None else np.asarray(content.get_tensor(key).numpy(), dtype=np.float64)
+    found = _opened(statistics_folder(pool, pool.base, "importance")).of_inputs(tensor)
+    return None if found is None else np.asarray(found.numpy(), dtype=np.float64)
 
 
 @final
@@ -150,16 +168,14 @@ class CalibratedFacts:
     pool: ModelPool
 
     def gram(self, model: str, tensor: str) -> torch.Tensor | None:
-        """`X^T X / tokens` of a linear map, fp32 `[in, in]`; None for other tensors, and maps that saw no token.
+        """`X^T X / tokens` of a linear map, fp32 `[in, in]`: zero where no token of the text passed. None for others.
 
         Raises:
             MergeError: there is a text, and nothing was measured.
         """
         if not _has_text(self.pool, model):
             return None
-        content = _opened(statistics_file(self.pool, model, "grams"))
-        key = _inputs(content).get(tensor)
-        return None if key is None else content.get_tensor(key)
+        return _opened(statistics_folder(self.pool, model, "grams")).of_inputs(tensor)
 
     def fisher(self, model: str, tensor: str) -> Curvature | None:
         """Mean squared gradients of the loss of a sequence; of matrices, factored; None for constants.
@@ -169,7 +185,7 @@ class CalibratedFacts:
         """
         if not _has_text(self.pool, model):
             return None
-        return _curvature(_opened(statistics_file(self.pool, model, "fisher")), tensor)
+        return _opened(statistics_folder(self.pool, model, "fisher")).curvature(tensor)
 
     def second_moments(self, model: str, tensor: str) -> Curvature | None:
         """Adam's `v` of an expert that brings it; None where it does not.
@@ -178,24 +194,41 @@ class CalibratedFacts:
             MergeError: the file cannot be read.
         """
         file = self.pool.folder(model) / MOMENTS_FILE
-        return _curvature(_opened(file), tensor) if file.is_file() else None
+        return _opened(file).curvature(tensor) if file.is_file() else None
 
 
-def _curvature(content: Any, tensor: str) -> Curvature | None:
-    """A tensor, or the means of its rows times those of its columns, over the mean of all (Shazeer and Stern 2018)."""
-    names = set(content.keys())
-    if tensor in names:
-        return content.get_tensor(tensor).float()  # type: ignore[no-any-return]
-    if f"{tensor}.row" not in names:
-        return None
-    row, column = (content.get_tensor(f"{tensor}.{side}").float() for side in ("row", "column"))
-    mean = row.mean()
-    return row, column / mean if mean > 0 else column
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """Tensors of one or several safetensors files, mapped.
+
+    Attributes:
+        files: by name of a tensor, the file that holds it.
+        inputs: by linear map, the name that its inputs are stored under; maps of the same inputs share it.
+    """
+
+    files: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    def of_inputs(self, tensor: str) -> torch.Tensor | None:
+        key = self.inputs.get(tensor)
+        return None if key is None else self.files[key].get_tensor(key)
+
+    def curvature(self, tensor: str) -> Curvature | None:
+        """A tensor, or the means of rows times those of columns, over the mean of all (Shazeer and Stern 2018)."""
+        if tensor in self.files:
+            return self.files[tensor].get_tensor(tensor).float()  # type: ignore[no-any-return]
+        if f"{tensor}.row" not in self.files:
+            return None
+        names = (f"{tensor}.{side}" for side in ("row", "column"))
+        row, column = (self.files[name].get_tensor(name).float() for name in names)
+        mean = row.mean(-1, keepdim=True)
+        return row, column / mean.where(mean > 0, 1.0)
 
 
-@lru_cache(maxsize=16)
-def _opened(file: Path) -> Any:
-    """A safetensors file, mapped.
+@lru_cache(maxsize=64)
+def _opened(path: Path) -> _Kept:
+    """A safetensors file, or a folder of them.
 
     Raises:
         MergeError: it is not there, or garbled.
@@ -203,15 +236,16 @@ def _opened(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(file, "pt")
+        files: list[Any] = [safe_open(file, "pt") for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     except (OSError, SafetensorError) as error:
         raise MergeError(
-            f"{file}: expected what was measured over a text; got {type(error).__name__}: {error}; "
-            "remove the file if it is there, and start again"
+            f"{path}: expected what was measured over a text; got {type(error).__name__}: {error}; "
+            "remove it if it is there, and start again"
         ) from error
-
-
-def _inputs(content: Any) -> dict[str, str]:
-    """By linear map, the name that its inputs are stored under; maps of the same inputs share it."""
-    found: dict[str, str] = json.loads(content.metadata()["inputs"])
-    return found
+    if path.is_dir():
+        touch(path)
+    inputs = (json.loads((file.metadata() or {}).get("inputs", "{}")) for file in files)
+    return _Kept(
+        files={name: file for file in files for name in file.keys()},  # noqa: SIM118 (no mapping)
+        inputs={name: key for found in inputs for name, key in found.items()},
+    )

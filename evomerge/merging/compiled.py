@@ -1,34 +1,40 @@
 """One pass per block: the kernels of plans compiled, where a process makes enough of them to pay for it.
 
 A compiled kernel serves all plans of its form: only the kind of kernel, of keep rule and of dtypes and the number of
-sources are compiled in. Forms that are not compiled, and machines that cannot compile, are left to the executor's own
-kernels, which give the same numbers.
+sources are compiled in. Forms that are not compiled, and machines that cannot compile, are left to those who ask; what
+they compute themselves are the same numbers.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress
 from types import FunctionType
-from typing import Any, final
+from typing import Any, Literal, TypeVar, final
 
 import torch
 
 from evomerge.merging import expressions
-from evomerge.merging.expressions import RULE, WEIGHT
+from evomerge.merging.expressions import GRID, RULE, WEIGHT
 from evomerge.merging.keep_rules import Band, Clip, Drop, Prune, Trim
-from evomerge.merging.operands import Form, Operands
+from evomerge.merging.operands import Form, KeptL1, Operands
 from evomerge.merging.plan import Consensus, Delta, Linear, Overlap, Vote, Winner
 
-__all__ = ["BLOCK", "COMPILER", "PAYS_FROM", "Compiler", "missing"]
+__all__ = ["BLOCK", "COMPILER", "LEAST", "PAYS_FROM", "Compiler", "missing"]
 
 BLOCK = 1 << 20
-"""Elements per call; even, as masks need it. Calls cost 30 microseconds."""
+"""Most elements of a call. Calls cost 40 microseconds; sums over no more elements are exact (see `kept_l1`)."""
+
+LEAST = 1 << 13
+"""Elements of a tensor below which nothing is gained; of very short runs, compilers would also make other code."""
 
 PAYS_FROM = 1 << 30
 """Elements that a process computes in one form before that form is compiled.
@@ -39,7 +45,8 @@ never compiled for, and a search of 135M weights is from its ninth candidate on.
 """
 
 _LOG = logging.getLogger(__name__)
-Call = Callable[..., torch.Tensor | None]
+T = TypeVar("T")
+Call = Callable[..., Any]
 Rows = Sequence[torch.Tensor]
 
 
@@ -90,19 +97,27 @@ class Compiler:
         Returns:
             Whether it was done.
         """
-        if operands is None or self.broken or len(out) < 2 or not self._pays(operands.form, len(out)):
-            return False
+        return self._attempt(operands, partial(self._sweep, out=out)) is not None
+
+    def sums(self, operands: Operands) -> list[float] | None:
+        """Sums over a whole tensor, one for each source, if it can be done and pays; else None."""
+        return self._attempt(operands, self._totals)
+
+    def _attempt(self, operands: Operands | None, work: Callable[[Operands], T]) -> T | None:
+        if operands is None or self.broken or operands.count < LEAST or not self._pays(operands):
+            return None
         try:
-            self._sweep(operands, out)
+            return work(operands)
         except Exception as error:
             self.broken = f"{type(error).__name__}: {error}".splitlines()[0]
             _LOG.warning("merge kernels are not compiled, merging is slower: %s", self.broken)
-        return not self.broken
+            return None
 
-    def _pays(self, form: Form, count: int) -> bool:
+    def _pays(self, operands: Operands) -> bool:
+        form = operands.form
         if form in self._calls:
             return True
-        self._seen[form] += count
+        self._seen[form] += operands.count
         if self._seen[form] < self.pays_from:
             return False
         if form.device == "cpu" and (fault := missing()):
@@ -110,41 +125,54 @@ class Compiler:
             return False
         return True
 
-    def _sweep(self, operands: Operands, out: torch.Tensor) -> None:
+    def _sweep(self, operands: Operands, out: torch.Tensor) -> Literal[True]:
         """All blocks; of a vote that turns out to have a negative majority, those again where ballots cancelled."""
-        starts = range(0, len(out), BLOCK)
-        tallies = [self._block(operands, start, out) for start in starts]
-        if not operands.form.tallied:
-            return
-        sums = torch.stack([tally for tally in tallies if tally is not None]).double()
-        if float(sums[:, 0].sum()) < 0:
-            minus = operands.electing_minus()
-            for start, cancelled in zip(starts, sums[:, 1].tolist(), strict=True):
-                if cancelled:
-                    self._block(minus, start, out)
+        blocks = _blocks(operands.count)
+        tallies = [self._block(operands, *block, out) for block in blocks]
+        if operands.form.tallied:
+            elected, cancelled = torch.stack(tallies).t().tolist()
+            if sum(elected) < 0:
+                minus = operands.electing_minus()
+                for block in compress(blocks, cancelled):
+                    self._block(minus, *block, out)
+        return True
 
-    def _block(self, operands: Operands, start: int, out: torch.Tensor) -> torch.Tensor | None:
-        part, form, device = out[start : start + BLOCK], operands.form, operands.values[0].device
+    def _block(self, operands: Operands, start: int, count: int, out: torch.Tensor) -> torch.Tensor:
+        """Compute a run of elements; what they elected, if that is asked for, else nothing of use."""
+        part, form, device = out[start : start + count], operands.form, operands.values[0].device
         direct = part.dtype == form.dtype and part.device == device
-        result = part if direct else torch.empty(len(part), dtype=form.dtype, device=device)
-        arguments = (result, *operands.within(start, len(part)))
-        tally = self._compiled(form, arguments)(*arguments)
+        result = part if direct else torch.empty(count, dtype=form.dtype, device=device)
+        tally = torch.empty(count if form.tallied else 0, dtype=torch.bfloat16, device=device)
+        self._call(operands, start, count, result, *([tally] if form.tallied else []))
         if not direct:
             part.copy_(result)
-        return tally
+        return expressions.counted(tally) if form.tallied else tally
 
-    def _compiled(self, form: Form, arguments: tuple[Any, ...]) -> Call:
-        """The kernel of a form; the first time, compiled by a call."""
-        if form not in self._calls:
-            out, _, _, values, tables, _ = arguments
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # importing the compiler warns of its own doings
-                call = self.compile(_function(form))
-                for tensor in (out, *values, *(tables if form.by_row else ())):
-                    torch._dynamo.mark_dynamic(tensor, 0)
-                call(*arguments)
-            self._calls[form] = call
-        return self._calls[form]
+    def _totals(self, operands: Operands) -> list[float]:
+        sums = [self._call(operands, *block) for block in _blocks(operands.count)]
+        return [math.fsum(parts) for parts in torch.stack(sums).t().tolist()]
+
+    def _call(self, operands: Operands, start: int, count: int, *outs: torch.Tensor) -> Any:
+        """Call a form's kernel; the first time, that compiles it."""
+        form, arguments = operands.form, (outs, *operands.within(start, count))
+        if form in self._calls:
+            return self._calls[form](*arguments)
+        _, _, _, values, tables = arguments
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # importing the compiler warns of its own doings
+            call = self.compile(_function(form))
+            for tensor in (*outs, *values, *(tables if form.by_row else ())):
+                torch._dynamo.mark_dynamic(tensor, 0)
+            found = call(*arguments)
+        self._calls[form] = call
+        return found
+
+
+def _blocks(count: int) -> list[tuple[int, int]]:
+    """Runs of about equal length, so that none is short; all start at even elements."""
+    length = -(-count // -(-count // BLOCK))
+    length += length % 2
+    return [(start, min(length, count - start)) for start in range(0, count, length)]
 
 
 COMPILER = Compiler()
@@ -166,33 +194,69 @@ _RULES: Mapping[type | None, Callable[..., torch.Tensor]] = {
 
 
 def _function(form: Form) -> Call:
-    """All of a form as one expression, written to its first argument."""
-    merge, keep, tallied = _KERNELS.get(form.kernel, expressions.delta), _RULES.get(form.rule), form.tallied
-    pruned, by_row = form.rule is Prune, form.by_row
-
-    def linear(out: torch.Tensor, numbers: torch.Tensor, _: torch.Tensor, values: Rows, *_none: Rows) -> None:
-        out.copy_(expressions.rounded(expressions.linear(values, numbers), out.dtype))
-
-    def compete(  # noqa: PLR0917 - as many kinds of arguments there are
-        out: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor, values: Rows, tables: Rows, by_level: Rows
-    ) -> torch.Tensor | None:
-        base, ballots = values[0].float(), []
-        index = torch.arange(out.shape[0], device=out.device)
-        for k, theta in enumerate(values[1:]):
-            x = theta.float() - base
-            if pruned:
-                levels = tables[k] if by_row else expressions.levels(tables[k], x)
-                x = expressions.pruned(x, levels, [rows[k] for rows in by_level], words[k], index)
-            elif keep is not None:
-                x = keep(x, numbers[k, RULE:], words[k], index)
-            ballots.append(numbers[k, WEIGHT] * x)
-        merged = merge(base, ballots, numbers)
-        tally = None
-        if tallied:
-            tally = expressions.tally(ballots)
-        out.copy_(expressions.rounded(merged, out.dtype))
-        return tally
-
-    found = linear if form.kernel is Linear else compete
+    """All of a form as one expression."""
+    if form.kernel is Linear:
+        found: Any = _linear(form)
+    else:
+        found = _kept_l1(form) if form.kernel is KeptL1 else _competing(form)
     # a code object of its own: how often one is compiled anew is counted and limited
     return FunctionType(found.__code__.replace(), globals(), closure=found.__closure__)
+
+
+def _linear(_: Form) -> Call:
+    def linear(outs: Rows, numbers: torch.Tensor, _words: torch.Tensor, values: Rows, _tables: Rows) -> None:
+        outs[0].copy_(expressions.rounded(expressions.linear(values, numbers), outs[0].dtype))
+
+    return linear
+
+
+def _competing(form: Form) -> Call:
+    merge, keep = _KERNELS[form.kernel], _kept(form)
+
+    def compete(outs: Rows, numbers: torch.Tensor, words: torch.Tensor, values: Rows, tables: Rows) -> None:
+        base, ballots = values[0].float(), []
+        index = torch.arange(values[0].shape[0], device=values[0].device)
+        for k, theta in enumerate(values[1:]):
+            x = keep(theta.float() - base, numbers[k, RULE:], words[k], index, tables[k : k + 1])
+            ballots.append(numbers[k, WEIGHT] * x)
+        outs[0].copy_(expressions.rounded(merge(base, ballots, numbers), outs[0].dtype))
+        for tally in outs[1:]:
+            tally.copy_(expressions.tally(ballots))
+
+    return compete
+
+
+def _kept_l1(form: Form) -> Call:
+    keep = _kept(form)
+
+    def kept_l1(_: Rows, numbers: torch.Tensor, words: torch.Tensor, values: Rows, tables: Rows) -> torch.Tensor:
+        base, sums = values[0].float(), []
+        index = torch.arange(values[0].shape[0], device=values[0].device)
+        for k, theta in enumerate(values[1:]):
+            x = keep((theta.float() - base).abs(), numbers[k, RULE:], words[k], index, tables[k : k + 1])
+            sums.append(expressions.on_grid(x, numbers[k, GRID]).sum())
+        return torch.stack(sums)
+
+    return kept_l1
+
+
+def _kept(form: Form) -> Callable[..., torch.Tensor]:
+    """What a form's rule keeps of a source's changes; the last argument holds its table, if it has one."""
+    if form.rule is not Prune:
+        rule = _RULES.get(form.rule, _everything)
+        return lambda x, numbers, words, index, _: rule(x, numbers, words, index)
+    by_row, inverse = form.by_row, form.inverse
+
+    def pruned(
+        x: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor, tables: Rows
+    ) -> torch.Tensor:
+        levels = tables[0] if by_row else expressions.table_levels(tables[0], x)
+        if inverse:
+            x = expressions.inverted(x, levels, numbers)
+        return expressions.pruned(x, levels, words, index)
+
+    return pruned
+
+
+def _everything(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return x

@@ -120,7 +120,7 @@ def _write(tensor: TensorPlan, there: Residence, out: torch.Tensor, block: int |
     if isinstance(tensor.kernel, Isotropic | Core):
         _store(_whole(tensor, tensor.kernel, there), out, tensor.dtype)
         return
-    flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype)
+    flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
     inputs = there.inputs(tensor)
     facts = {source: fact.to(there.device) for source, fact in facts_of(tensor, there.pool).items()}
     if not compiler.run(operands_of(tensor, inputs, facts), flat):

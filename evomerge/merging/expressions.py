@@ -5,7 +5,7 @@ give the same numbers. All that differs between candidates comes in as tensors, 
 compilation. Nothing here is tied to a kind of device. Knows nothing of plans or compilers.
 
 Legend: `n` elements, `K` sources, `theta_k` their weights, `x_k = theta_k - theta_0` in fp32, `y_k` their ballots;
-`numbers` fp32 `[K + 1, 8]` and `words` int64 `[K, 2]`, with columns as named below; row K is what the sources share.
+`numbers` fp32 `[K + 1, 8]` and `words` int64 `[K, 3]`, with columns as named below; row K is what the sources share.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "EXTRA",
     "FLOOR",
     "GAIN",
+    "GRID",
     "RULE",
     "SCALE",
     "SHARE",
@@ -28,13 +29,16 @@ __all__ = [
     "banded",
     "clipped",
     "consensus",
+    "counted",
     "delta",
     "dropped",
-    "levels",
+    "inverted",
     "linear",
+    "on_grid",
     "overlap",
     "pruned",
     "rounded",
+    "table_levels",
     "tally",
     "trimmed",
     "vote",
@@ -43,6 +47,12 @@ __all__ = [
 
 WEIGHT, GAIN, SHARE, RULE = range(4)
 """Of a source; a consensus has its cut for a gain. The numbers of its rule begin at `RULE`."""
+
+CANCELLED = 1.0078125
+"""See `tally`."""
+
+GRID = GAIN
+"""Of a source whose magnitudes are summed (see `on_grid`)."""
 
 DIVISOR, SCALE, EXTRA, FLOOR = range(4)
 """What sources share; what `EXTRA` and `FLOOR` are, each kernel tells."""
@@ -53,8 +63,11 @@ Rows = Sequence[torch.Tensor]
 
 
 def linear(thetas: Rows, numbers: torch.Tensor) -> torch.Tensor:
-    """`sum_k weight_k theta_k / divisor`."""
-    return _fold([numbers[k, WEIGHT] * theta.float() for k, theta in enumerate(thetas)]) / numbers[-1, DIVISOR]
+    """`sum_k weight_k theta_k / divisor`; products are exact in fp64, so each is added with one rounding to fp32."""
+    total = numbers[0, WEIGHT] * thetas[0].float()
+    for k, theta in enumerate(thetas[1:], start=1):
+        total = (total.double() + numbers[k, WEIGHT].double() * theta.double()).float()
+    return total / numbers[-1, DIVISOR]
 
 
 def delta(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
@@ -75,10 +88,20 @@ def vote(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tens
 
 
 def tally(ballots: Rows) -> torch.Tensor:
-    """What a vote elected: the sum of the signs of sums, and the sum of positive ballots where sums are zero; `[2]`."""
+    """What a vote elected, bf16: 2 for +, -2 for -, `CANCELLED` where ballots that are not zero sum to zero, else 0.
+
+    `counted` adds it up, on its own: a compiler would compute all ballots a second time for a sum, and be slow to
+    convert to integers.
+    """
     total = _fold(ballots)
-    cancelled = torch.where(total == 0, _fold([ballot.relu() for ballot in ballots]), 0.0)
-    return torch.stack([total.sign().sum(), cancelled.sum()])
+    cancelled = torch.where(_fold([ballot.relu() for ballot in ballots]) > 0, CANCELLED, 0.0)
+    return torch.where(total > 0, 2.0, torch.where(total < 0, -2.0, cancelled)).to(torch.bfloat16)
+
+
+def counted(tally: torch.Tensor) -> torch.Tensor:
+    """Elements that elected + minus those that elected -, and whether ballots cancelled; `[2]`."""
+    bits = tally.view(torch.int16)  # of 2.0 and -2.0: 2^14 and -2^14; of `CANCELLED`: odd and below 2^14
+    return torch.stack([(bits >> 14).sum(dtype=torch.int32), (bits & 1).max().int()])
 
 
 def consensus(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
@@ -133,18 +156,30 @@ def dropped(x: torch.Tensor, _numbers: torch.Tensor, words: torch.Tensor, index:
     return x * masks.kept_by_word(words[0], words[1], index)
 
 
-def pruned(
-    x: torch.Tensor, levels: torch.Tensor, by_level: Rows, words: torch.Tensor, index: torch.Tensor
-) -> torch.Tensor:
-    """A `Prune`; `by_level` are limits and gains, int64 and fp32 `[256]`; word: of the seed."""
-    limits, gains = by_level
-    at = levels.int()
-    return x * gains[at] * masks.kept_by_word(words[0], limits[at], index)
+def pruned(x: torch.Tensor, levels: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """A `Prune` but for its gains; words: of the seed, then from `masks.ramp`."""
+    return x * masks.kept_by_word(words[0], masks.level_limits(words[1], words[2], levels), index)
 
 
-def levels(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def inverted(x: torch.Tensor, levels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """What the gains of a `Prune` make of changes; numbers: lowest and highest probability."""
+    return x * masks.inverses(numbers[0], numbers[1], levels)
+
+
+def table_levels(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Levels of changes among those of their tensor, from a table `[2^15]` (see `evomerge.merging.ranks`)."""
     return table[x.abs().view(torch.int32) >> 16]
+
+
+def on_grid(magnitudes: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Magnitudes rounded to multiples of some 2^q, in fp64: few enough bits for sums that have no rounding error.
+
+    Args:
+        magnitudes: fp32, below `2^(q + 32)`.
+        grid: fp32, `1.5 * 2^(q + 12)`, 2^-40 of the numbers whose neighbours are 2^q apart.
+    """
+    far = grid.double() * 2.0**40
+    return (magnitudes.double() + far) - far
 
 
 def _trim(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, Literal
 
 from evomerge.errors import ConfigError, Fault
 from evomerge.merging.checkpoint import ITEM_BYTES
+from evomerge.merging.layout import has_vocabulary_rows
+from evomerge.merging.lora import Adapter
+from evomerge.merging.vocabulary import Translated
 
 if TYPE_CHECKING:
+    from evomerge.merging.checkpoint import Model
     from evomerge.merging.pool import ModelPool, TensorSpec
 
 __all__ = [
@@ -51,7 +55,8 @@ QUANTUM = 128
 """Elements that share the scale of an int8 delta."""
 
 RESERVE = 4 << 30
-"""Bytes of a device that are left to activations, logits, keys and values of a batch."""
+"""Bytes of a device that are left to activations, logits, keys and values of a batch: a rule of thumb, for they grow
+with the batch, the length of its texts and the vocabulary."""
 
 _USABLE = 0.95
 """Share of a memory that may be planned with."""
@@ -65,12 +70,15 @@ class Needs:
         live: the live model.
         held: base and experts, in the form in which they are read again and again.
         widest: what all models hold of the tensor of which they hold most.
+        made: of host memory, for the tensor that takes most: weights that are in no file, but made anew whenever they
+            are read, as adapters and other vocabularies need it.
         scratch: of the kernels, on a CPU and on another device.
     """
 
     live: int
     held: int
     widest: int
+    made: int
     scratch: tuple[int, int]
 
 
@@ -120,12 +128,15 @@ def needs_of(pool: ModelPool, live_dtype: str, deltas: Literal["exact", "int8"] 
         live_dtype: torch's name of the dtype of the live model.
         deltas: the form in which experts are held.
     """
-    held = [_held(pool, spec, deltas) for spec in pool.specs]
+    stored = {name: {n: tensor.dtype for n, tensor in model.tensors.items()} for name, model in pool.models.items()}
+    made = [[_made(model, spec, stored[name][spec.name]) for name, model in pool.models.items()] for spec in pool.specs]
+    held = [_held(pool, spec, stored, deltas) for spec in pool.specs]
     rows = 2 * len(pool.names) + 4
     return Needs(
         live=sum(math.prod(spec.shape) for spec in pool.specs) * ITEM_BYTES[live_dtype],
         held=sum(held),
         widest=max(held),
+        made=max(sum(each) + max(each) for each in made),  # the base's values are widened beside the first result
         scratch=(4 * rows * BLOCK, 4 * rows * DEVICE_BLOCK),
     )
 
@@ -133,12 +144,12 @@ def needs_of(pool: ModelPool, live_dtype: str, deltas: Literal["exact", "int8"] 
 def footprints(needs: Needs, *, on_device: bool) -> tuple[Footprint, ...]:
     """The tiers that there are, best first."""
     if not on_device:
-        return (Footprint(tier="mapped", device=0, host=needs.live + needs.scratch[0]),)
+        return (Footprint(tier="mapped", device=0, host=needs.live + needs.scratch[0] + needs.made),)
     working = needs.live + needs.scratch[1] + RESERVE
     return (
-        Footprint(tier="device", device=working + needs.held, host=0),
-        Footprint(tier="pinned", device=working + 2 * needs.widest, host=needs.held),
-        Footprint(tier="mapped", device=working + needs.widest, host=0),
+        Footprint(tier="device", device=working + needs.held, host=needs.made),
+        Footprint(tier="pinned", device=working + 2 * needs.widest, host=needs.held + needs.made),
+        Footprint(tier="mapped", device=working + needs.widest, host=needs.made),
     )
 
 
@@ -160,12 +171,16 @@ def choose(tiers: Sequence[Footprint], memory: Memory, wanted: Tier | Literal["a
         message = f"expected a GPU for {wanted!r}; got a CPU, on which models are mapped; write auto or mapped"
         raise ConfigError("engine", [Fault(path="$.engine.residency", message=message)])
     there = [] if memory.device is None else [f"{size(memory.device)} on the device"]
-    there.append(f"{size(memory.host)} of host memory for {memory.workers} workers")
+    there.append(f"{size(memory.host)} of host memory for {_workers(memory.workers)}")
     message = (
         f"expected memory for each worker: {'; or '.join(map(str, possible))}; got {', '.join(there)}; "
         "use fewer workers, a smaller engine.dtype, fewer experts, or a machine with more memory"
     )
     raise ConfigError("engine", [Fault(path="$.engine.residency", message=message)])
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def host_memory(*, free: bool) -> int:
@@ -186,13 +201,22 @@ def size(amount: float) -> str:
     return f"{amount:.1f} GiB"
 
 
-def _held(pool: ModelPool, spec: TensorSpec, deltas: str) -> int:
-    """Bytes that all models hold of one tensor; a weight that an adapter changes is held in fp32."""
+def _held(pool: ModelPool, spec: TensorSpec, stored: Mapping[str, Mapping[str, str]], deltas: str) -> int:
+    """Bytes that all models hold of one tensor."""
     count, total = math.prod(spec.shape), 0
     for name, model in pool.models.items():
         if deltas == "int8" and name != pool.base:
             total += count + 4 * -(-count // QUANTUM)
         else:
-            adapted = spec.name in getattr(model, "factors", ())
-            total += count * (4 if adapted else ITEM_BYTES[model.tensors[spec.name].dtype])
+            dtype = stored[name][spec.name]
+            total += _made(model, spec, dtype) or count * ITEM_BYTES[dtype]
     return total
+
+
+def _made(model: Model, spec: TensorSpec, stored: str) -> int:
+    """Bytes of a tensor that is made anew whenever it is read: in fp32 if an adapter changes it; 0 if it is mapped."""
+    own = model.model if isinstance(model, Translated) else model
+    if isinstance(own, Adapter) and spec.name in own.factors:
+        return 4 * math.prod(spec.shape)
+    moved = isinstance(model, Translated) and has_vocabulary_rows(spec.name)
+    return ITEM_BYTES[stored] * math.prod(spec.shape) if moved else 0

@@ -64,7 +64,7 @@ class Prune:
         density: mean probability of being kept.
         epsilon: half the width of the range of probabilities; at most `min(density, 1 - density)`.
         ranks: among which elements magnitudes are ranked.
-        inverse: divide what is kept by its probability, in fp32.
+        inverse: multiply what is kept by the inverse of its probability, both in fp32.
     """
 
     seed: int
@@ -74,10 +74,14 @@ class Prune:
     inverse: bool
 
     @property
-    def probabilities(self) -> tuple[float, ...]:
-        """For each of the 256 levels."""
-        low = self.density - self.epsilon
-        return tuple(low + 2 * self.epsilon * level / 255 for level in range(256))
+    def low(self) -> float:
+        """Probability of level 0."""
+        return self.density - self.epsilon
+
+    @property
+    def high(self) -> float:
+        """Probability of level 255."""
+        return self.density + self.epsilon
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

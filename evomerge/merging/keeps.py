@@ -59,10 +59,10 @@ def _band(rule: Band, start: int, x: torch.Tensor) -> None:
 
 def _prune(rule: Prune, start: int, x: torch.Tensor, table: torch.Tensor) -> None:
     levels = ranks.levels(table, rule.ranks, start, x.abs())
-    kept = masks.keep_by_level(rule.seed, rule.probabilities, levels, start)
+    kept = masks.keep_by_level(rule.seed, rule.low, rule.high, levels, start)
     if rule.inverse:
-        gains = torch.tensor([1.0 / q if q else 0.0 for q in rule.probabilities], device=x.device)
-        x.mul_(gains.index_select(0, levels))
+        low, high = torch.tensor([rule.low, rule.high], device=x.device)
+        x.mul_(masks.inverses(low, high, levels))
     x.mul_(kept)
 
 

@@ -7,7 +7,6 @@ the same in any block size, in any order, on any device and after a resume. Know
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -15,12 +14,28 @@ import torch
 from evomerge.recipe.transform_table import VARIANT_MARK
 from evomerge.rng import derive_seed
 
-__all__ = ["keep", "keep_by_level", "kept_by_word", "limit", "tensor_seed", "uniform", "word"]
+__all__ = [
+    "FINEST",
+    "inverses",
+    "keep",
+    "keep_by_level",
+    "kept_by_word",
+    "level_limits",
+    "limit",
+    "ramp",
+    "tensor_seed",
+    "uniform",
+    "word",
+]
+
+FINEST = 2.0**-32
+"""Steps of densities; those below one keep nothing."""
 
 # SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), constants as signed 64-bit.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_UPPER_HALF = -1 << 32
 
 
 def tensor_seed(mask_seed: int, source: str, tensor: str) -> int:
@@ -61,19 +76,21 @@ def keep(seed: int, density: float, start: int, count: int, device: torch.device
     return _hash(seed, start, count, device).lt_(_cut(density))
 
 
-def keep_by_level(seed: int, densities: Sequence[float], levels: torch.Tensor, start: int) -> torch.Tensor:
-    """Which elements a mask keeps whose density differs from element to element.
+def keep_by_level(seed: int, low: float, high: float, levels: torch.Tensor, start: int) -> torch.Tensor:
+    """Which elements a mask keeps whose density grows from level to level.
 
     Args:
         seed: from `tensor_seed`.
-        densities: of every level, each in [0, 1].
+        low: density of level 0, in [0, 1].
+        high: density of level 255, in [low, 1].
         levels: of the elements, int32, shape `(count,)`.
         start: index of the first element in the flattened tensor.
 
     Returns:
         int32, 1 where kept and else 0, shape `(count,)`.
     """
-    cuts = torch.tensor([_cut(density) for density in densities], dtype=torch.int32, device=levels.device)
+    first, step = ramp(low, high)
+    cuts = (level_limits(first, step, torch.arange(256)) >> 32).int().to(levels.device)
     return _hash(seed, start, len(levels), levels.device).lt_(cuts.index_select(0, levels))
 
 
@@ -90,6 +107,32 @@ def word(seed: int, start: int) -> int:
 def limit(density: float) -> int:
     """What a mask of some density keeps lies below, for `kept_by_word`; all but 2^-64 lies below 2^63 - 1."""
     return _cut(density) << 32
+
+
+def ramp(low: float, high: float) -> tuple[int, int]:
+    """The first of 256 limits and the step between them, for `level_limits`.
+
+    In integers, so that what is computed for an element is what a table holds; off by at most 2^-32.
+    """
+    first, last = limit(low), limit(high)
+    return first, (last - first) // 255
+
+
+def level_limits(first: torch.Tensor | int, step: torch.Tensor | int, levels: torch.Tensor) -> torch.Tensor:
+    """Limits for `kept_by_word`, int64 of the shape of `levels`, from `ramp`."""
+    return ((levels.long() * step) & _UPPER_HALF) + first
+
+
+def inverses(low: torch.Tensor, high: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """The inverse probabilities of levels under `keep_by_level`, in fp32; 0 where the probability is 0.
+
+    Args:
+        low: probability of level 0, fp32.
+        high: probability of level 255, fp32.
+        levels: int32.
+    """
+    q = levels.float() * ((high - low) / 255) + low
+    return torch.where(q > 0, 1.0 / q, 0.0)
 
 
 def kept_by_word(word: torch.Tensor, limit: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,15 @@ from evomerge.merging.expressions import DIVISOR, EXTRA, FLOOR, GAIN, SHARE
 from evomerge.merging.keep_rules import Band, Clip, Drop, Keep, Prune, Trim
 from evomerge.merging.plan import Consensus, Delta, Linear, Overlap, TensorPlan, Vote, Winner
 
-__all__ = ["Form", "Operands", "operands_of"]
+__all__ = ["Form", "KeptL1", "Operands", "operands_of", "summands_of"]
 
 _ALL = 2**63 - 1
 _INT32 = 2**31 - 1
 _LEAST_PLUS = float(np.nextafter(np.float32(0), np.float32(1)))
+
+
+class KeptL1:
+    """Stands for a kernel in the form of sums: of the magnitudes that masks keep."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +34,10 @@ class Form:
     """What is compiled into a kernel; two plans of one form differ in numbers only.
 
     Attributes:
-        kernel: of the plan.
+        kernel: of the plan; or `KeptL1`.
         rule: that every source's own rule is a case of; None where all is kept.
         by_row: whether a `Prune` ranks by row.
+        inverse: whether it multiplies with inverse probabilities.
         sources: number of terms.
         tallied: whether a vote counts what it elected.
         stored: dtypes of the inputs, the base first.
@@ -43,6 +48,7 @@ class Form:
     kernel: type
     rule: type | None
     by_row: bool
+    inverse: bool
     sources: int
     tallied: bool
     stored: tuple[torch.dtype, ...]
@@ -59,8 +65,7 @@ class Operands:
         values: inputs `[n]`, the base first if there is one.
         numbers: see `evomerge.merging.expressions`.
         keeps: the rule of each source.
-        tables: of levels, uint8; one for each source that is pruned, else none.
-        by_level: limits and gains of each source, `[K, 256]`; none unless there are tables.
+        tables: of levels, uint8; one for each source if some are pruned, else none.
     """
 
     form: Form
@@ -68,7 +73,11 @@ class Operands:
     numbers: torch.Tensor
     keeps: tuple[Keep | None, ...]
     tables: tuple[torch.Tensor, ...]
-    by_level: tuple[torch.Tensor, ...]
+
+    @property
+    def count(self) -> int:
+        """Elements of the tensor."""
+        return len(self.values[0])
 
     def within(self, start: int, count: int) -> tuple[Any, ...]:
         """Arguments for the elements `start .. start + count - 1`; start must be even."""
@@ -76,7 +85,7 @@ class Operands:
         device = self.values[0].device
         tables = tuple(table[part] for table in self.tables) if self.form.by_row else self.tables
         words = torch.tensor([_words(keep, start) for keep in self.keeps]).to(device)
-        return self.numbers, words, tuple(values[part] for values in self.values), tables, self.by_level
+        return self.numbers, words, tuple(values[part] for values in self.values), tables
 
     def electing_minus(self) -> Operands:
         """The same vote with - elected where ballots cancel."""
@@ -102,27 +111,65 @@ def operands_of(
     if not isinstance(kernel, Linear | Delta | Vote | Consensus | Winner | Overlap) or tensor.damping is not None:
         return None
     keeps = tuple(term.keep for term in kernel.terms)
-    rule = _joined(keeps)
-    if rule is _MIXED or not kernel.terms or not _plain(kernel):
+    if _joined(keeps) is _MIXED or not kernel.terms or not _plain(kernel):
         return None
     names = [term.source for term in kernel.terms]
     values = tuple(inputs[name] for name in (names if isinstance(kernel, Linear) else [kernel.base, *names]))
     if not all(isinstance(value, torch.Tensor) for value in values):
         return None
-    device = values[0].device
-    form = Form(
-        kernel=type(kernel),
-        rule=rule,
-        by_row=any(isinstance(keep, Prune) and keep.ranks == "row" for keep in keeps),
-        sources=len(names),
-        tallied=isinstance(kernel, Vote) and kernel.zero == "majority",
-        stored=tuple(value.dtype for value in values),
-        dtype=getattr(torch, tensor.dtype),
-        device=device.type,
+    tallied = isinstance(kernel, Vote) and kernel.zero == "majority"
+    form = _form(type(kernel), keeps, values, getattr(torch, tensor.dtype), tallied=tallied)
+    tables = _tables(form, [facts.get(name) for name in names], values[0])
+    numbers = torch.tensor(_numbers(kernel, form.rule), dtype=torch.float32).to(values[0].device)
+    return Operands(form=form, values=values, numbers=numbers, keeps=keeps, tables=tables)
+
+
+def summands_of(
+    values: Sequence[torch.Tensor],
+    rules: Sequence[Drop | Prune],
+    grids: Sequence[float],
+    tables: Sequence[torch.Tensor | None],
+) -> Operands:
+    """Lay out the sums of the magnitudes that masks keep.
+
+    Args:
+        values: stored values `[n]`, the base first.
+        rules: of each source, all of one kind.
+        grids: of each source, see `expressions.on_grid`.
+        tables: of levels, for rules that need them.
+    """
+    form = _form(KeptL1, rules, values, torch.float64)
+    rows = [[1.0, grid, 1.0, *_limits(rule, form.rule)] for rule, grid in zip(rules, grids, strict=True)]
+    numbers = torch.tensor([row + [0.0] * (8 - len(row)) for row in [*rows, []]], dtype=torch.float32)
+    return Operands(
+        form=form,
+        values=tuple(values),
+        numbers=numbers,
+        keeps=tuple(rules),
+        tables=_tables(form, tables, values[0]),
     )
-    tables, by_level = _levels(form, keeps, [facts.get(name) for name in names], values[0])
-    numbers = torch.tensor(_numbers(kernel, rule), dtype=torch.float32).to(device)
-    return Operands(form=form, values=values, numbers=numbers, keeps=keeps, tables=tables, by_level=by_level)
+
+
+def _form(
+    kernel: type,
+    keeps: Sequence[Keep | None],
+    values: Sequence[torch.Tensor],
+    dtype: torch.dtype,
+    *,
+    tallied: bool = False,
+) -> Form:
+    prunes = [keep for keep in keeps if isinstance(keep, Prune)]
+    return Form(
+        kernel=kernel,
+        rule=_joined(keeps),
+        by_row=any(prune.ranks == "row" for prune in prunes),
+        inverse=any(prune.inverse for prune in prunes),
+        sources=len(keeps),
+        tallied=tallied,
+        stored=tuple(value.dtype for value in values),
+        dtype=dtype,
+        device=values[0].device.type,
+    )
 
 
 class _Mixed:
@@ -137,8 +184,8 @@ def _joined(keeps: Sequence[Keep | None]) -> type | None:
     kinds = {type(keep) for keep in keeps if keep is not None}
     if kinds == {Trim, Band}:
         return Band
-    scopes = {keep.ranks for keep in keeps if isinstance(keep, Prune)}
-    if len(kinds) > 1 or len(scopes) > 1 or not kinds <= {Trim, Band, Drop, Prune, Clip}:
+    prunes = {(keep.ranks, keep.inverse) for keep in keeps if isinstance(keep, Prune)}
+    if len(kinds) > 1 or len(prunes) > 1 or not kinds <= {Trim, Band, Drop, Prune, Clip}:
         return _MIXED
     return kinds.pop() if kinds else None
 
@@ -184,7 +231,14 @@ def _limits(keep: Keep | None, rule: type | None) -> list[float]:
             return [*_trim(keep.inner), *_trim(keep.outer)]
         case Clip():
             return [keep.limit]
-    everything = {Trim: [-1.0, -1.0], Band: [-1.0, -1.0, math.inf, math.inf], Clip: [math.inf]}
+        case Prune():
+            return [keep.low, keep.high]
+    everything = {
+        Trim: [-1.0, -1.0],
+        Band: [-1.0, -1.0, math.inf, math.inf],
+        Clip: [math.inf],
+        Prune: [1.0, 1.0],
+    }
     return everything.get(rule, []) if rule is not None else []
 
 
@@ -193,42 +247,28 @@ def _trim(trim: Trim) -> list[float]:
     return [float(np.nextafter(np.float32(trim.threshold), np.float32(0))), trim.threshold]
 
 
-def _words(keep: Keep | None, start: int) -> tuple[int, int]:
+def _words(keep: Keep | None, start: int) -> tuple[int, int, int]:
     """Words of a source's rule for a run of elements."""
     match keep:
         case Trim():
-            return _tie(keep, start), 0
+            return _tie(keep, start), 0, 0
         case Band():
-            return _tie(keep.inner, start), _tie(keep.outer, start)
+            return _tie(keep.inner, start), _tie(keep.outer, start), 0
         case Drop():
-            return masks.word(keep.seed, start), masks.limit(keep.density)
+            return masks.word(keep.seed, start), masks.limit(keep.density), 0
         case Prune():
-            return masks.word(keep.seed, start), 0
-    return 0, _ALL
+            return masks.word(keep.seed, start), *masks.ramp(keep.low, keep.high)
+    return 0, _ALL, 0
 
 
 def _tie(trim: Trim, start: int) -> int:
     return min(max(trim.last_tie - start, -1), _INT32)
 
 
-def _levels(
-    form: Form, keeps: Sequence[Keep | None], tables: Sequence[torch.Tensor | None], like: torch.Tensor
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Tables of every source, and what masks do to each level."""
+def _tables(form: Form, known: Sequence[torch.Tensor | None], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tables of every source; of one that is not pruned, any will do."""
     if form.rule is not Prune:
-        return (), ()
+        return ()
     size = len(like) if form.by_row else 1 << 15
-    found = tuple(torch.zeros(size, dtype=torch.uint8) if table is None else table for table in tables)
-    limits = torch.tensor([_level_limits(keep) for keep in keeps])
-    gains = torch.tensor([_level_gains(keep) for keep in keeps], dtype=torch.float32)
-    return tuple(table.to(like.device) for table in found), (limits.to(like.device), gains.to(like.device))
-
-
-def _level_limits(keep: Keep | None) -> list[int]:
-    return [masks.limit(p) for p in keep.probabilities] if isinstance(keep, Prune) else [_ALL] * 256
-
-
-def _level_gains(keep: Keep | None) -> list[float]:
-    if not isinstance(keep, Prune) or not keep.inverse:
-        return [1.0] * 256
-    return [1.0 / p if p else 0.0 for p in keep.probabilities]
+    tables = (torch.zeros(size, dtype=torch.uint8) if table is None else table for table in known)
+    return tuple(table.to(like.device) for table in tables)

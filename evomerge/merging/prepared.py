@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import secrets
 import shutil
 import zlib
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from evomerge.merging.cache import entry_of, folder_of
+from evomerge.merging.cache import entry_of, folder_of, make_room, touch
 from evomerge.merging.variants import content_of
 
 if TYPE_CHECKING:
@@ -34,12 +33,9 @@ if TYPE_CHECKING:
 
     Arrays = tuple[npt.NDArray[Any], ...]
 
-__all__ = ["LIMIT", "arrays", "folder", "once"]
+__all__ = ["arrays", "folder", "once"]
 
 T = TypeVar("T")
-
-LIMIT = 64 << 30
-"""Bytes that the folder may hold; what was not used for longest goes first, when a process begins to add to it."""
 
 _KIND = "facts"
 """The folder of the cache."""
@@ -118,10 +114,11 @@ def _read(file: Path, key: Sequence[Any]) -> Arrays | None:
         header = json.loads(body[8:stop].tobytes())
         if header["key"] != key:
             return None
-        os.utime(file)
-        return _split(body, stop, header["arrays"])
+        found = _split(body, stop, header["arrays"])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError):
         return None
+    touch(file)
+    return found
 
 
 def _content(file: Path) -> npt.NDArray[np.uint8]:
@@ -149,7 +146,7 @@ def _write(file: Path, key: Sequence[Any], facts: Arrays) -> None:
     check = reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(file.parent)
+        make_room(file.parent)
         if shutil.disk_usage(file.parent).free < sum(map(len, pieces)) + _SPARE:
             return
         draft = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
@@ -170,14 +167,3 @@ def _pieces(key: Sequence[Any], facts: Arrays) -> Iterator[bytes | memoryview]:
         yield bytes(-stop % 64)
         yield np.ascontiguousarray(fact).reshape(-1).view(np.uint8).data
         stop += -stop % 64 + fact.nbytes
-
-
-@lru_cache(maxsize=1)
-def _make_room(folder: Path) -> None:
-    """Remove what was not used for longest until the rest is within the limit; processes keep what they have mapped."""
-    entries = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir())
-    excess = sum(size for _, size, _ in entries) - LIMIT
-    for _, size, file in entries:
-        if excess > 0:
-            file.unlink(missing_ok=True)
-            excess -= size

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.merging import masks, prepared, statistics
-from evomerge.merging.keep_rules import Prune, RankScope
+from evomerge.merging import prepared, statistics
+from evomerge.merging.keep_rules import RankScope
 from evomerge.merging.statistics import CHUNK, Difference
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool
 
-__all__ = ["kept_l1", "levels", "table"]
+__all__ = ["levels", "table"]
 
 
 def table(pool: ModelPool, difference: Difference, scope: RankScope) -> torch.Tensor:
@@ -52,17 +52,6 @@ def levels(table: torch.Tensor, scope: RankScope, start: int, magnitudes: torch.
     if scope == "row":
         return table[start : start + len(magnitudes)].int()
     return table.index_select(0, statistics.bin_of(magnitudes)).int()
-
-
-def kept_l1(pool: ModelPool, difference: Difference, prune: Prune) -> float:
-    """Sum of the magnitudes that a mask keeps, in fp64."""
-    known = table(pool, difference, prune.ranks)
-    total = 0.0
-    for start, block in difference.blocks(pool):
-        at = levels(known, prune.ranks, start, block)
-        kept = masks.keep_by_level(prune.seed, prune.probabilities, at, start)
-        total += float(block.mul_(kept).sum(dtype=torch.float64))
-    return total
 
 
 def _by_row(pool: ModelPool, difference: Difference) -> torch.Tensor:

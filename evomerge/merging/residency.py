@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 import torch
 
 from evomerge.merging.int8_deltas import Quantized, int8_delta
-from evomerge.merging.plan import Copy, Isotropic, Linear
+from evomerge.merging.plan import Copy, Core, Isotropic, Linear
 
 if TYPE_CHECKING:
     from evomerge.merging.footprint import Tier
@@ -90,7 +90,7 @@ class Residence:
 
     def _fetch(self, tensor: TensorPlan, computing: Any) -> tuple[dict[Key, Part], Any]:
         """Start copying a tensor's inputs to the device; with them, the event that tells that they are there."""
-        held = {key: self._pinned(key) for key in (self._key(source, tensor) for source in tensor.sources)}
+        held = {key: self._pinned(key) for key in (self._key(source, tensor) for source in _whole_sources(tensor))}
         with torch.cuda.stream(self._copies):
             there = {key: self._moved(part) for key, part in held.items()}
             arrived = self._copies.record_event()
@@ -131,3 +131,8 @@ class Residence:
 
     def _moved(self, part: Part) -> Part:
         return tuple(piece.to(self.device, non_blocking=True) for piece in part)
+
+
+def _whole_sources(tensor: TensorPlan) -> tuple[str, ...]:
+    """The models whose tensors are read: in core space the base alone, for adapters are read as their factors."""
+    return (tensor.kernel.base,) if isinstance(tensor.kernel, Core) else tensor.sources

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging import masks, prepared, ranks, statistics
+from evomerge.merging import masks, prepared, statistics
 from evomerge.merging.keep_rules import Band, Drop, Keep, Prune, RankScope, Trim
+from evomerge.merging.kept import kept_l1
 from evomerge.merging.plan import Term
 
 if TYPE_CHECKING:
@@ -84,33 +85,41 @@ def banded(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
 def pruned(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
     """The parts of one tensor under DELLA."""
     epsilons = dict(zip(recipe.sources, recipe.parameter("epsilon").at(spec.role, spec.layer), strict=True))
-    parts = []
-    for source, weight, density in _present(recipe, spec):
-        prune = Prune(
+    rules: dict[str, Prune | Drop] = {
+        source: Prune(
             seed=masks.tensor_seed(recipe.mask_seed, source, spec.name),
             density=density,
             epsilon=min(epsilons[source], density, 1 - density),
             ranks=cast("RankScope", recipe.option("rank")),
             inverse=recipe.option("rescale") == "inverse",
         )
-        if density < 1:
-            rescale = _prune_rescale(recipe, pool, spec, source, prune)
-            parts.append(Part(source=source, weight=weight, keep=prune, rescale=rescale))
-        else:
-            parts.append(Part(source=source, weight=weight, keep=None))
-    return parts
+        for source, _, density in _present(recipe, spec)
+        if masks.FINEST <= density < 1
+    }
+    return _masked(recipe, spec, rules, _rescales(recipe, pool, spec, rules))
 
 
 def dropped(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
     """The parts of one tensor under DARE."""
-    parts = []
-    for source, weight, density in _present(recipe, spec):
-        drop = (
-            Drop(seed=masks.tensor_seed(recipe.mask_seed, source, spec.name), density=density) if density < 1 else None
-        )
-        rescale = _drop_rescale(recipe, pool, spec, source, drop) if drop else 1.0
-        parts.append(Part(source=source, weight=weight, keep=drop, rescale=rescale))
-    return parts
+    rules: dict[str, Prune | Drop] = {
+        source: Drop(seed=masks.tensor_seed(recipe.mask_seed, source, spec.name), density=density)
+        for source, _, density in _present(recipe, spec)
+        if masks.FINEST <= density < 1
+    }
+    inverse = recipe.option("rescale") == "inverse"
+    rescales = {source: 1.0 / rule.density for source, rule in rules.items()} if inverse else None
+    return _masked(recipe, spec, rules, rescales or _rescales(recipe, pool, spec, rules))
+
+
+def _masked(
+    recipe: Recipe, spec: TensorSpec, rules: Mapping[str, Drop | Prune], rescales: Mapping[str, float]
+) -> list[Part]:
+    """Sources that are masked, or of density 1."""
+    return [
+        Part(source=source, weight=weight, keep=rules.get(source), rescale=rescales.get(source, 1.0))
+        for source, weight, density in _present(recipe, spec)
+        if density >= masks.FINEST
+    ]
 
 
 def _present(recipe: Recipe, spec: TensorSpec) -> list[tuple[str, float, float]]:
@@ -151,34 +160,21 @@ def _band(pool: ModelPool, difference: statistics.Difference, outliers: int, kep
     return Band(inner=inner, outer=outer)
 
 
-def _drop_rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, drop: Drop) -> float:
-    if recipe.option("rescale") == "inverse":
-        return 1.0 / drop.density
-    difference = _difference(recipe, source, spec.name)
-    return _l1_rescale(recipe, pool, difference, drop, lambda: statistics.kept_l1(pool, difference, drop))
-
-
-def _prune_rescale(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, prune: Prune) -> float:
-    difference = _difference(recipe, source, spec.name)
-    return _l1_rescale(recipe, pool, difference, prune, lambda: ranks.kept_l1(pool, difference, prune))
-
-
-def _l1_rescale(
-    recipe: Recipe,
-    pool: ModelPool,
-    difference: statistics.Difference,
-    rule: Drop | Prune,
-    kept_l1: Callable[[], float],
-) -> float:
-    """What restores the sum of magnitudes, if that is what the recipe asks for; candidates often share their masks."""
+def _rescales(recipe: Recipe, pool: ModelPool, spec: TensorSpec, rules: Mapping[str, Drop | Prune]) -> dict[str, float]:
+    """What restores sums of magnitudes, if that is what the recipe asks for; candidates often share their masks."""
     if recipe.option("rescale") != "l1":
-        return 1.0
-    latest: dict[Keep, float] = prepared.once(pool, ("kept l1", difference), dict)
-    if rule not in latest:
-        after = kept_l1()
-        latest.clear()  # densities are many: only the last is remembered
-        latest[rule] = after
-    before, after = statistics.l1(pool, difference), latest[rule]
+        return {}
+    base = str(recipe.base)
+    latest: dict[str, tuple[Keep, float]] = prepared.once(pool, ("kept l1", base, spec.name), dict)
+    new = {source: rule for source, rule in rules.items() if latest.get(source, ())[:1] != (rule,)}
+    if new:  # densities are many: only the last of each source is remembered
+        sums = kept_l1(pool, base, new, spec.name)
+        latest.update({source: (rule, sums[source]) for source, rule in new.items()})
+    before = {source: statistics.l1(pool, _difference(recipe, source, spec.name)) for source in rules}
+    return {source: _restoring(before[source], latest[source][1]) for source in rules}
+
+
+def _restoring(before: float, after: float) -> float:
     return before / after if min(before, after) >= 1e-7 else 1.0
 
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from evomerge.merging import masks, prepared
-from evomerge.merging.keep_rules import Drop
+from evomerge.merging import prepared
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,8 +30,8 @@ __all__ = [
     "bin_of",
     "chunks",
     "histogram",
-    "kept_l1",
     "l1",
+    "largest",
     "numbers",
     "ranked",
 ]
@@ -92,8 +91,8 @@ class Difference:
             base = pool.tensor(self.base, name)
             if start < base.numel():
                 source = pool.tensor(self.source, name)
-                here, there = (theta.reshape(-1)[start : start + _TILE] for theta in (source, base))
-                return here.float().sub_(there).abs_()
+                here, there = (theta.reshape(-1)[start : start + _TILE].float() for theta in (source, base))
+                return (here - there).abs_()
             start -= base.numel()
         raise IndexError(f"element {start} after the last")
 
@@ -108,7 +107,21 @@ class Rank:
 
 def l1(pool: ModelPool, difference: Difference) -> float:
     """Sum of the magnitudes, in fp64."""
-    return numbers(pool, "l1", difference, lambda: [sum(_sum(block) for _, block in difference.blocks(pool))])[0]
+    return _sum_and_largest(pool, difference)[0]
+
+
+def largest(pool: ModelPool, difference: Difference) -> float:
+    """The largest magnitude."""
+    return _sum_and_largest(pool, difference)[1]
+
+
+def _sum_and_largest(pool: ModelPool, difference: Difference) -> list[float]:
+    def make() -> list[float]:
+        rows = [(float(block.sum(dtype=torch.float64)), float(block.max())) for _, block in difference.blocks(pool)]
+        sums, peaks = zip(*rows, strict=True)
+        return [sum(sums), max(peaks)]
+
+    return numbers(pool, "sum and largest", difference, make)
 
 
 def numbers(pool: ModelPool, kind: str, measure: Measure, make: Callable[[], Sequence[float]]) -> list[float]:
@@ -119,14 +132,6 @@ def numbers(pool: ModelPool, kind: str, measure: Measure, make: Callable[[], Seq
 
 def _facts(pool: ModelPool, kind: str, measure: Measure, make: Callable[[], prepared.Arrays]) -> prepared.Arrays:
     return prepared.arrays(pool, f"{kind} of {type(measure).__name__}", measure.models, measure.names, make)
-
-
-def kept_l1(pool: ModelPool, difference: Difference, drop: Drop) -> float:
-    """Sum of the magnitudes that a random mask keeps, in fp64."""
-    return sum(
-        _sum(block.mul_(masks.keep(drop.seed, drop.density, start, len(block))))
-        for start, block in difference.blocks(pool)
-    )
 
 
 def ranked(pool: ModelPool, measure: Measure, ranks: Iterable[int]) -> dict[int, Rank]:
@@ -158,10 +163,6 @@ def histogram(pool: ModelPool, measure: Measure) -> torch.Tensor:
 def chunks(pool: ModelPool, model: str, name: str) -> Iterator[torch.Tensor]:
     """One tensor of one model, flattened, `CHUNK` elements at a time."""
     yield from pool.tensor(model, name).reshape(-1).split(CHUNK)  # type: ignore[no-untyped-call]
-
-
-def _sum(block: torch.Tensor) -> float:
-    return float(block.sum(dtype=torch.float64))
 
 
 @dataclass(frozen=True, slots=True)

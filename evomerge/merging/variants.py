@@ -4,24 +4,24 @@ A variant holds `theta_0 + C_k` in fp32, `C_k` being what the transform makes of
 tensors that come out as the expert's own are not stored twice. So differences that operators form in fp32 are `C_k` up
 to fp32's rounding of the sum, as for LoRA adapters, and a variant is read as fast as a model. The cache holds a folder
 per pool and transform, with a file per expert. It appears whole or not at all; whoever comes while another process
-builds it waits. Knows nothing of what transforms compute.
+builds it waits. When all take too much room, those go that were not used for longest. Knows nothing of what transforms
+compute.
 """
 
 from __future__ import annotations
 
-import fcntl
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from evomerge.errors import DiskError, MergeError, PoolError, StoreError
-from evomerge.merging.atomic import complete_or_absent
-from evomerge.merging.cache import entry_of
+from evomerge.merging.atomic import alone, complete_or_absent
+from evomerge.merging.cache import entry_of, make_room, size_of, touch
 from evomerge.merging.checkpoint import Checkpoint, read_header
 from evomerge.merging.header import Slot, header_of
 from evomerge.recipe.transform_table import NONE, VARIANT_MARK, transform_of
@@ -82,8 +82,9 @@ def prepare(pool: ModelPool, transforms: Iterable[str]) -> Iterator[Built]:
         folder = _folder(pool, transform)
         started = time.perf_counter()
         if transform != NONE and _build(pool, transform, folder):
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            yield Built(transform=transform, folder=folder, seconds=time.perf_counter() - started, bytes=size)
+            seconds = time.perf_counter() - started
+            yield Built(transform=transform, folder=folder, seconds=seconds, bytes=size_of(folder))
+        touch(folder)
 
 
 def disk_bytes(pool: ModelPool, transforms: Iterable[str]) -> int:
@@ -151,6 +152,7 @@ def _opened(file: Path) -> Checkpoint:
         tensors = read_header(file)
     except PoolError as error:
         raise MergeError(f"{error}\nThis is a cache: remove the folder {file.parent}; it is built again") from error
+    touch(file.parent)
     return Checkpoint(file.parent, {}, {tensor.name: tensor for tensor in tensors})
 
 
@@ -159,9 +161,10 @@ def _build(pool: ModelPool, transform: str, folder: Path) -> bool:
     if folder.is_dir():
         return False
     try:
-        with _alone(folder.with_suffix(".lock")):
+        with alone(folder.with_suffix(".lock")):
             if folder.is_dir():  # someone else has built it meanwhile
                 return False
+            make_room(folder.parent)
             with complete_or_absent(folder) as draft:
                 _write(pool, transform, draft)
     except (OSError, DiskError, StoreError) as error:
@@ -173,16 +176,6 @@ def _build(pool: ModelPool, transform: str, folder: Path) -> bool:
             "folder on a larger disk"
         ) from error
     return True
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Wait until no other process builds the same; where a file system has no locks, the first to finish wins."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
-        with suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _write(pool: ModelPool, transform: str, draft: Path) -> None:

@@ -16,7 +16,10 @@ from evomerge.spaces import Genome, SearchSpace
 if TYPE_CHECKING:
     from evomerge.config import Algorithm as AlgorithmConfig
 
-__all__ = ["Algorithm", "Evaluation", "build_algorithm"]
+__all__ = ["FEWEST_EARLIER", "Algorithm", "Evaluation", "build_algorithm"]
+
+FEWEST_EARLIER = 10
+"""Evaluations that a warm start needs: it begins where their best tenth lies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,24 +105,66 @@ class Algorithm(ABC):
         """Take in one generation, which is complete and in order; must not change its argument."""
 
 
-def build_algorithm(config: AlgorithmConfig, *, space: SearchSpace, weights: tuple[float, ...], seed: int) -> Algorithm:
+def build_algorithm(
+    config: AlgorithmConfig,
+    *,
+    space: SearchSpace,
+    weights: tuple[float, ...],
+    seed: int,
+    earlier: Sequence[Evaluation] = (),
+) -> Algorithm:
     """The algorithm that a configuration describes; imports the library behind it only now.
 
     Args:
         config: the `algorithm` of an experiment.
-        space: gives the number of genes and the start.
+        space: gives the genes and the start.
         weights: one per objective, positive; their share in the mean that single-objective algorithms optimize.
         seed: seed of the run.
+        earlier: what another run over the same genes found, for a warm start; empty for none.
+
+    Raises:
+        ValueError: an algorithm that cannot take these genes or objectives, or fewer than `FEWEST_EARLIER` evaluations.
     """
+    if misfit := config.misfit(len(weights), len(space.genes)):
+        raise ValueError(misfit)
     match config.kind:
-        case "cma":
-            from evomerge.population.cma import Cma
+        case "cma" | "sep_cma":
+            from evomerge.population.cma import Cma, learned_from
 
-            return Cma(start=space.start, weights=weights, population=config.population, sigma=config.sigma, seed=seed)
-        case "nsga2":
-            from evomerge.population.nsga2 import Nsga2
+            return Cma(
+                start=space.start,
+                weights=weights,
+                population=config.population,
+                sigma=config.sigma,
+                seed=seed,
+                diagonal=config.kind == "sep_cma",
+                lr_adapt=config.kind == "cma" and config.lr_adapt,
+                learned=learned_from(earlier, weights) if earlier else None,
+            )
+        case "cat_cma":
+            from evomerge.population.cat_cma import CatCma
 
-            return Nsga2(start=space.start, objectives=len(weights), population=config.population, seed=seed)
+            return CatCma(
+                genes=space.genes, weights=weights, population=config.population, sigma=config.sigma, seed=seed
+            )
+        case "islands":
+            from evomerge.population.islands import Islands
+
+            return Islands(
+                start=space.start, objectives=len(weights), population=config.population, sigma=config.sigma, seed=seed
+            )
+        case "nsga2" | "nsga3" | "sms_emoa" | "map":
+            from evomerge.population import amortized, genetic
+
+            kinds: dict[str, type[genetic.Genetic | amortized.Map]] = {
+                "nsga2": genetic.Nsga2,
+                "nsga3": genetic.Nsga3,
+                "sms_emoa": genetic.SmsEmoa,
+                "map": amortized.Map,
+            }
+            return kinds[config.kind](
+                start=space.start, objectives=len(weights), population=config.population, seed=seed
+            )
         case "random":
             from evomerge.population.random_search import RandomSearch
 

@@ -9,7 +9,7 @@ from typing import final
 import cmaes
 import numpy as np
 
-from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.base import FEWEST_EARLIER, Algorithm, Evaluation
 from evomerge.population.latent import Floats, to_genome, to_latent, weighted_mean
 from evomerge.rng import derive_seed
 from evomerge.spaces import Genome
@@ -19,8 +19,11 @@ __all__ = ["Cma", "Distribution", "learned_from"]
 _WIDEST = 1.0
 """Standard deviation at which samples are spread over more than one fold of the sine, so that costs say nothing."""
 
-_BEST_SHARE, _BROADENING = 0.1, 0.1
-"""Of an earlier run: share of the genomes that say where to begin, and the standard deviation around each of them."""
+_WIDEST_ADAPTED = 0.4
+"""The same for adapted learning rates: they widen a distribution that learns little, and so it learns less."""
+
+_BROADENING = 0.1
+"""Standard deviation around each of the earlier genomes that say where to begin."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,12 +51,12 @@ def learned_from(evaluations: Sequence[Evaluation], weights: tuple[float, ...]) 
         weights: one per objective.
 
     Raises:
-        ValueError: fewer than ten evaluations.
+        ValueError: fewer than `FEWEST_EARLIER` evaluations.
     """
-    if len(evaluations) < 1 / _BEST_SHARE:
-        raise ValueError(f"a warm start needs at least 10 scored candidates; got {len(evaluations)}")
+    if len(evaluations) < FEWEST_EARLIER:
+        raise ValueError(f"a warm start needs at least {FEWEST_EARLIER} evaluations; got {len(evaluations)}")
     solutions = [(to_latent(told.genome), weighted_mean(told.costs, weights)) for told in evaluations]
-    mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=_BEST_SHARE, alpha=_BROADENING)
+    mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=1 / FEWEST_EARLIER, alpha=_BROADENING)
     return Distribution(mean=mean, sigma=float(sigma), covariance=covariance)
 
 
@@ -104,6 +107,15 @@ class Cma(Algorithm):
         self._optimizer = self._begin(first)
         self._latents: list[Floats] = []
         self._last: list[Genome] = []
+        self._guest: Evaluation | None = None
+
+    def invite(self, guest: Evaluation) -> None:
+        """Let a better genome from elsewhere take the place of the worst, once, in the coming `tell`.
+
+        It counts as a sample of this distribution in its direction, no farther from the mean than the farthest real one
+        (Hansen 2011, "Injecting external solutions into CMA-ES").
+        """
+        self._guest = guest
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
@@ -117,6 +129,10 @@ class Cma(Algorithm):
         costs = [weighted_mean(evaluation.costs, self._weights) for evaluation in evaluations]
         order = sorted(range(len(costs)), key=costs.__getitem__)
         self._last = [evaluations[i].genome for i in order]
+        if self._guest is not None:
+            self._latents[order[-1]] = self._drawn_near(to_latent(self._guest.genome))
+            costs[order[-1]] = weighted_mean(self._guest.costs, self._weights)
+            self._guest = None
         if costs[order[0]] == costs[order[-1]] or not self._update(costs):
             self._restarts += 1
             self._optimizer = self._begin(Distribution(mean=self._mean, sigma=self._sigma))
@@ -129,7 +145,14 @@ class Cma(Algorithm):
                 return False
             spread = np.sqrt(np.mean((np.array(self._latents) - self._mean) ** 2))
             self._mean = self._optimizer.mean.copy()
-            return spread <= max(_WIDEST, 2.0 * self._sigma) and not self._optimizer.should_stop()
+            widest = max(_WIDEST_ADAPTED if self._lr_adapt else _WIDEST, 2.0 * self._sigma)
+            return bool(spread <= widest) and not self._optimizer.should_stop()
+
+    def _drawn_near(self, latent: Floats) -> Floats:
+        farthest = max(float(np.linalg.norm(sample - self._mean)) for sample in self._latents)
+        step = latent - self._mean
+        drawn: Floats = self._mean + step * min(1.0, farthest / max(float(np.linalg.norm(step)), 1e-300))
+        return drawn
 
     def _begin(self, first: Distribution) -> cmaes.CMA | cmaes.SepCMA:
         seed = derive_seed(self._seed, "cma", self._restarts) & 0xFFFFFFFF  # all that a RandomState takes

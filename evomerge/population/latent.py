@@ -1,7 +1,7 @@
 """The unbounded space that Gaussian searches live in, and the weighted mean that they minimize.
 
-A sine folds it into the unit box, so nothing is ever clipped or resampled at the borders. Unlike a sigmoid, the sine has
-no plateau where a drifting mean would get lost, and an optimum on the border is an ordinary point of the latent space.
+A sine folds it into the unit box, so nothing is ever clipped or resampled at the borders. Unlike a sigmoid, the sine
+has no plateau where a drifting mean would get lost, and an optimum on the border is an ordinary point.
 """
 
 from __future__ import annotations

@@ -40,17 +40,25 @@ GRAM_OPERATORS = (
         presets={"paper": _WHOLE, "mergekit": _WHOLE},
         needs_base=True,
         max_sources=2,
+        adds=True,
     ),
     Operator(name="multislerp", parameters=_ON_WEIGHTS, presets=_SAME, needs_base=False),
-    Operator(name="multislerp_delta", parameters=_ON_TASK_VECTORS, presets=_SAME, needs_base=True),
+    Operator(name="multislerp_delta", parameters=_ON_TASK_VECTORS, presets=_SAME, needs_base=True, adds=True),
     Operator(name="karcher", parameters={"weight": _PULL}, presets=_SAME, needs_base=False),
-    Operator(name="karcher_delta", parameters={"weight": _PULL, "lambda": LAMBDA}, presets=_SAME, needs_base=True),
+    Operator(
+        name="karcher_delta",
+        parameters={"weight": _PULL, "lambda": LAMBDA},
+        presets=_SAME,
+        needs_base=True,
+        adds=True,
+    ),
     Operator(
         name="model_stock",
         parameters={"lambda": LAMBDA},
         options={"per": ("tensor", "row"), "floor": (False, True)},
         presets={"paper": {"per": "tensor", "floor": False}, "mergekit": {"per": "tensor", "floor": True}},
         needs_base=True,
+        adds=True,
     ),
     Operator(
         name="metagpt",
@@ -58,6 +66,7 @@ GRAM_OPERATORS = (
         options={"per": ("model", "tensor")},
         presets={"paper": {"per": "model"}, "mergekit": {"per": "model"}},
         needs_base=True,
+        adds=True,
     ),
 )
 """`per`: what has an angle or a coefficient of its own; `floor`: products of two norms count as at least 1e-6."""

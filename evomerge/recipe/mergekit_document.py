@@ -30,7 +30,7 @@ _IDLE = "int8_mask"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One model of a slice, by its path as written."""
+    """One model of a slice, by its path as written; an adapter is `BASE+ADAPTER`."""
 
     model: str
     settings: Settings
@@ -95,11 +95,13 @@ class _Reader:
         self.faults: list[Fault] = []
         self._document = document
         self._method: Method | None = None
+        self._base: str | None = None
 
     def read(self, data: dict[str, Any]) -> Structure | None:
         self._keys(data, (), (*_KEYS, *_TOKENIZER_KEYS))
         self._method = self._read_method(data)
-        base = None if data.get("base_model") is None else self._model(data["base_model"], ("base_model",))
+        base = None if data.get("base_model") is None else self._full_model(data["base_model"], ("base_model",))
+        self._base = base
         slices = self._slices(data, base)
         settings = self._settings(data, (), "file")
         models = [*filter(None, [base]), *(source.model for source in (slices[0].sources if slices else ()))]
@@ -134,13 +136,28 @@ class _Reader:
         self._fault(("merge_method",), f"expected one of {', '.join(METHODS)}; got {name!r}")
         return None
 
-    def _model(self, name: Any, path: KeyPath) -> str:
+    def _full_model(self, name: Any, path: KeyPath) -> str:
         if not isinstance(name, str) or not name:
             self._fault(path, f"expected the path of a model; got {name!r}")
             return ""
-        for mark, what in {"+": "an adapter", "@": "a revision"}.items():
-            if mark in name:
-                self._fault(path, f"{mark!r} names {what}; merge or download that model first and name its folder")
+        if "@" in name:
+            self._fault(path, "'@' names a revision; download that model first and name its folder")
+        if "+" in name:
+            self._fault(path, "'+' names an adapter; expected a full model here")
+        return name
+
+    def _model(self, name: Any, path: KeyPath) -> str:
+        """A model that is merged: a path, or `BASE+ADAPTER`, the base being that of the merge or of the first model."""
+        if not isinstance(name, str) or "+" not in name:
+            model = self._full_model(name, path)
+            self._base = self._base or model
+            return model
+        on, adapter = name.split("+", 1)
+        self._full_model(adapter, path)
+        self._base = self._base or self._full_model(on, path)
+        if on != self._base:
+            advice = "merge it into that model with PEFT (merge_and_unload) and name the folder of the result"
+            self._fault(path, f"expected an adapter on the base of this merge, {self._base!r}; got {name!r}; {advice}")
         return name
 
     def _slices(self, data: Mapping[str, Any], base: str | None) -> tuple[Slice, ...]:

@@ -40,18 +40,21 @@ def read_mergekit(text: str, source: str) -> MergekitConfig:
         ConfigError: everything in it that is wrong, or that a recipe cannot express.
     """
     structure = read_structure(parse(text, source))
-    base = structure.base or structure.sources[0]
-    models = _pool_names(base, structure.sources)
-    chosen = next((name for name, path in models.items() if path == structure.tokenizer), None)
-    return MergekitConfig(models=models, tokenizer=chosen, _structure=structure)
+    base = structure.base or structure.sources[0].partition("+")[0]
+    written = _pool_names(base, structure.sources)
+    chosen = next((name for name, path in written.items() if path == structure.tokenizer), None)
+    models = {name: path.rpartition("+")[2] for name, path in written.items()}
+    names = {path: name for name, path in written.items()}
+    return MergekitConfig(models=models, tokenizer=chosen, _structure=structure, _names=names)
 
 
 def _pool_names(base: str, sources: Sequence[str]) -> dict[str, str]:
-    """Paths by pool name: `base`, and the last part of every other path, numbered where two are alike."""
+    """Models as written, by pool name: `base`, and the last part of every other path, numbered where two are alike."""
     models = {"base": base}
     for path in sources:
         if path != base:
-            last = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.rstrip("/").rpartition("/")[2]).lstrip("_.-") or "model"
+            folder = path.rpartition("+")[2].rstrip("/").rpartition("/")[2]
+            last = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).lstrip("_.-") or "model"
             alike = [name for name in models if name == last or re.fullmatch(re.escape(last) + r"-\d+", name)]
             models[f"{last}-{len(alike) + 1}" if alike else last] = path
     return models
@@ -68,8 +71,8 @@ class MergekitConfig:
         {'base': 'a', 'b': 'b'}
 
     Attributes:
-        models: paths as they stand in the file, by pool name, base first. Without a `base_model` it is the first model
-            that lends its configuration and tokenizer.
+        models: paths as they stand in the file, by pool name, base first; of `BASE+ADAPTER` that of the adapter.
+            Without a `base_model` it is the first model that lends its configuration and tokenizer.
         tokenizer: pool name of the model whose tokenizer and vocabulary the merged model takes; None: all must have the
             same.
     """
@@ -77,6 +80,7 @@ class MergekitConfig:
     models: Mapping[str, str]
     tokenizer: str | None
     _structure: Structure
+    _names: Mapping[str, str]
 
     def recipe(self, tensors: Iterable[NamedTensor], *, dtype: OutputDtype) -> Recipe:
         """The recipe that the configuration means for models with these tensors.
@@ -94,12 +98,11 @@ class MergekitConfig:
         fields = {name: values.field(name) for name in sorted(operator.parameters)}
         if values.faults:
             raise ConfigError(structure.document.source, values.faults)
-        names = {path: name for name, path in self.models.items()}
         return Recipe(
             operator=operator.name,
             options=options_of(operator, "mergekit", **_options(structure)),
-            base=names[structure.base] if operator.needs_base and structure.base is not None else None,
-            sources=tuple(names[path] for path in structure.sources),
+            base=self._names[structure.base] if operator.needs_base and structure.base is not None else None,
+            sources=tuple(self._names[path] for path in structure.sources),
             parameters=tuple(fields.items()),
             dtype=structure.dtype or dtype,
         )

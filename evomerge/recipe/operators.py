@@ -39,6 +39,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 options={"normalize": _NORMALIZE},
                 presets={"paper": {"normalize": False}, "mergekit": {"normalize": False}},
                 needs_base=True,
+                adds=True,
             ),
             Operator(
                 name="iso_c",
@@ -52,6 +53,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
                 presets={"paper": {}, "mergekit": {}},
                 needs_base=True,
                 reads_base=True,
+                adds=True,
             ),
             *SPARSE_OPERATORS,
             *GRAM_OPERATORS,

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 from evomerge.recipe.field import Field, Role
 from evomerge.recipe.operators import OPERATORS
 from evomerge.recipe.schema import Operator, OptionValue, Preset
-from evomerge.recipe.transform_table import NONE, transform_of, variant_name
+from evomerge.recipe.transform_table import NONE, Need, needed_by, transform_of, variant_name
 
 __all__ = ["OutputDtype", "Recipe", "Space", "options_of", "uniform"]
 
@@ -164,6 +164,11 @@ class Recipe:
     def variants(self) -> tuple[str, ...]:
         """Pool names of what is merged: each source, or its variant where it is transformed."""
         return tuple(map(variant_name, self.sources, self.transforms))
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What must be known of the models, beside their weights."""
+        return needed_by(self.transforms, damps="omega" in dict(self.parameters))
 
     def on_variants(self) -> Recipe:
         """The same merge with variants as its sources, and no transforms: what operators work on."""

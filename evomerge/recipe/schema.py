@@ -50,6 +50,7 @@ class Operator:
         max_sources: most source models it can take; None means any number.
         random: draws masks, so that the recipe's seed matters.
         reads_base: the base's weights matter beyond being what task vectors are measured from.
+        adds: a weighted sum of task vectors, whose magnitudes decide nothing: small errors in them stay small.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Operator:
     max_sources: int | None = None
     random: bool = False
     reads_base: bool = False
+    adds: bool = False
 
     @property
     def core(self) -> bool:

@@ -64,6 +64,7 @@ SPARSE_OPERATORS = (
         },
         needs_base=True,
         random=True,
+        adds=True,
     ),
     Operator(
         name="dare_ties",
@@ -103,6 +104,7 @@ SPARSE_OPERATORS = (
         },
         needs_base=True,
         random=True,
+        adds=True,
     ),
     Operator(
         name="della",

@@ -10,12 +10,22 @@ Legend: `tau_k = theta_k - theta_0` the task vector of expert k of K.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["NONE", "TRANSFORMS", "VARIANT_MARK", "Need", "Number", "Transform", "transform_of", "variant_name"]
+__all__ = [
+    "NONE",
+    "TRANSFORMS",
+    "VARIANT_MARK",
+    "Need",
+    "Number",
+    "Transform",
+    "needed_by",
+    "transform_of",
+    "variant_name",
+]
 
 NONE = "none"
 """The transform that leaves an expert as it is."""
@@ -112,6 +122,17 @@ def transform_of(text: str) -> tuple[Transform, str]:
     if colon and not number:
         raise ValueError(f"expected a number behind the colon; got {text!r}")
     return TRANSFORMS[name], TRANSFORMS[name].spelled(number)
+
+
+def needed_by(transforms: Iterable[str], *, damps: bool) -> frozenset[Need]:
+    """What must be known of the models, beside their weights.
+
+    Args:
+        transforms: in their one spelling.
+        damps: whether `omega` is not 1 everywhere.
+    """
+    needs = {TRANSFORMS[transform.partition(":")[0]].needs for transform in transforms} - {"nothing"}
+    return frozenset(needs | ({"importance"} if damps else set()))
 
 
 def variant_name(expert: str, transform: str) -> str:

@@ -29,7 +29,7 @@ from evomerge.reports.summary import (
     Scores,
     Summary,
 )
-from evomerge.reports.words import describe, one_line
+from evomerge.reports.words import audit_words, describe, one_line
 from evomerge.runs import holder
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def summarize(store: RunStore) -> Summary:
         cost=_cost(store, experiment),
         versions={**store.manifest["versions"], **_noted(store, "versions")},
         experiment=store.experiment,
+        warnings=tuple(one_line(text) for text in json.loads(store.meta("warnings") or "[]")),
     )
 
 
@@ -265,4 +266,5 @@ def _cost(store: RunStore, experiment: Experiment) -> Cost:
         confirmations=sum(phase == "confirm" for _, phase in scored),
         items=sum(len(items) for result in computed for items in {r.task: r.items for r in result.responses}.values()),
         attempts=dict(Counter(attempt.status for attempt in store.attempts())),
+        audit=audit_words(_noted(store, "audit")),
     )

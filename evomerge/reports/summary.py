@@ -162,9 +162,9 @@ class Cost:
         wall_seconds: how long the drivers of this run were up; 0 until the first one ended.
         evaluations: search results, against `budget`; copies of an equal recipe's result count.
         copied: results that were taken over from an equal recipe.
-        confirmations: results on unseen items.
-        items: item responses that were computed, copies left out.
+        confirmations, items: results on unseen items; item responses that were computed, copies left out.
         attempts: number of attempts by status.
+        audit: what randomly drawn items said of the item banks, in words; empty without banks.
     """
 
     seconds: Mapping[str, float]
@@ -176,6 +176,7 @@ class Cost:
     confirmations: int
     items: int
     attempts: Mapping[str, int]
+    audit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +189,7 @@ class Summary:
         entries: all candidates by id.
         front, knee, best: by search estimates alone; the knee is None when nothing was scored. See `confirmation`.
         confirmation: None until the run ended with its finalists re-scored on unseen items.
+        warnings: why the result may be worth less than it looks.
     """
 
     name: str
@@ -207,6 +209,7 @@ class Summary:
     cost: Cost
     versions: Mapping[str, str]
     experiment: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @property
     def anchors(self) -> tuple[Entry, ...]:
@@ -278,6 +281,7 @@ class Summary:
             "confirmed": None if self.confirmation is None else asdict(self.confirmation),
             "candidates": [_entry_data(entry, entry.id in shown) for entry in self.entries.values()],
             "history": None if self.history is None else asdict(self.history),
+            "warnings": list(self.warnings),
             "failures": [asdict(failure) for failure in self.failures],
             "cost": asdict(self.cost),
             "versions": dict(self.versions),

@@ -66,6 +66,8 @@ def _status_rows(summary: Summary) -> Iterable[tuple[str, str]]:
     yield "worker time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in cost.seconds.items()) or "none"
     if cost.rewritten is not None:
         yield "weights rewritten", f"{100 * cost.rewritten:.0f} % of the model for a candidate, on average"
+    if cost.audit:
+        yield "audit", cost.audit
     if summary.history is not None and summary.history.hypervolume:
         yield "hypervolume", number(summary.history.hypervolume[-1])
     for failure in summary.failures[-3:]:

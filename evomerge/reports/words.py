@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from evomerge.fitness import MEAN
 from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Recipe
@@ -12,6 +12,7 @@ from evomerge.reports.summary import Confirmation, Entry, Gain, Measure, Objecti
 
 __all__ = [
     "Verdict",
+    "audit_words",
     "describe",
     "difference",
     "mean_words",
@@ -118,7 +119,12 @@ class Verdict:
 
 
 def verdict(summary: Summary) -> Verdict:
-    """The verdict in two sentences. Claims only gains whose interval lies above 0 for every parent."""
+    """The verdict in two sentences, and warnings. Claims only gains whose interval lies above 0 for every parent."""
+    found = _found(summary)
+    return replace(found, detail=" ".join([found.detail, *(f"Warning: {text}." for text in summary.warnings)]))
+
+
+def _found(summary: Summary) -> Verdict:
     if summary.knee is None:
         return _empty(summary)
     if summary.confirmation is None:
@@ -234,6 +240,22 @@ def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
 
 def _called(entry: Entry) -> str:
     return f"candidate {entry.name}" if entry.kind != "anchor" else f"the anchor {entry.name}"
+
+
+def audit_words(audits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What random items said in the latest generation, and how often they called for a remedy.
+
+    Example:
+        >>> audit_words({"0": {}, "1": {"math": {"z": 3.25, "remedy": "correct"}}})
+        'math z +3.2 (correct) in generation 1; a remedy was called for in 1 of 2 generations'
+    """
+    if not any(audits.values()):
+        return ""
+    latest = max(audits, key=int)
+    each = ", ".join(f"{one_line(name)} z {c['z']:+.1f} ({c['remedy']})" for name, c in audits[latest].items())
+    called = sum(any(c["remedy"] != "none" for c in checks.values()) for checks in audits.values())
+    told = f"{each or 'nothing'} in generation {latest}"
+    return f"{told}; a remedy was called for in {called} of {len(audits)} generations"
 
 
 def mean_words(summary: Summary) -> str:

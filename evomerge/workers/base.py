@@ -37,6 +37,8 @@ class WorkerSpec:
         transforms: those that candidates may ask for.
         statistics: what must be known of the models, beside their weights.
         log: folder of the workers' log files; None throws their noise away.
+        workers: how many share a machine; 1 where that is not known.
+        gpu: share of a GPU that each may take.
     """
 
     pool: PoolConfig
@@ -46,6 +48,8 @@ class WorkerSpec:
     transforms: tuple[str, ...] = ()
     statistics: frozenset[Need] = frozenset()
     log: Path | None = None
+    workers: int = 1
+    gpu: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -63,7 +63,7 @@ class MergeWorker:
             calibrate(self._pool, spec.statistics, spec.engine)
             for built in prepare(self._pool, spec.transforms):
                 print(built)
-            self._engine = TransformersEngine(self._pool, spec.engine)
+            self._engine = TransformersEngine(self._pool, spec.engine, workers=spec.workers, gpu=spec.gpu)
             self._runner = EvalRunner(self._engine, spec.fitness, spec.seed)
 
     def info(self) -> WorkerInfo:

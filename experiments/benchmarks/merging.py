@@ -29,7 +29,7 @@ from synthetic_models import LARGE, QUICK_LAYOUT, SMOLLM2, write_expert, write_r
 from table import QUICK, Row, conclude
 
 from evomerge.merge import write_merge
-from evomerge.merging.compiled import Compiler
+from evomerge.merging.compiled import COMPILER, Compiler
 from evomerge.merging.executor import execute_into
 from evomerge.merging.keep_rules import Trim
 from evomerge.merging.operands import operands_of
@@ -184,11 +184,11 @@ def candidate_rows(pool: ModelPool, place: Path) -> list[Row]:
     weights = sum(torch.Size(spec.shape).numel() for spec in pool.specs)
     live = {spec.name: torch.empty(spec.shape, dtype=torch.bfloat16) for spec in pool.specs}
     speed, theirs = copy_speed(), mergekit_seconds(pool, place)
-    compiler = Compiler(pays_from=0)
+    COMPILER.pays_from = 0
     rows = [Row(name="copy speed", target="-", measured=f"{speed / 1e9:.1f} GB/s", met=None)]
     for case in CASES:
         scale = SMOLLM2_WEIGHTS / weights
-        ours = scale * seconds_per_candidate(case, pool, live, compiler)
+        ours = scale * seconds_per_candidate(case, pool, live, COMPILER)
         reads = len(recipe_of(case, 0, pool.layers).models)
         floor = 2 * (reads + 1) * SMOLLM2_WEIGHTS / speed
         text = f"{ours:.3f} s, {ours / floor:.1f} x floor {floor:.3f} s"

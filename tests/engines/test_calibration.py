@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from evomerge.config import EngineConfig
 from evomerge.engines import TransformersEngine
 from evomerge.engines.calibration import calibrate
 from evomerge.errors import DiskError, MergeError, PoolError
-from evomerge.merging.calibrated import CalibratedFacts, Calibration, calibrated, importance, statistics_file
+from evomerge.merging.calibrated import CalibratedFacts, Calibration, calibrated, importance, statistics_folder
 from evomerge.merging.pool import ModelPool
 from evomerge.recipe import uniform
 
@@ -115,7 +113,7 @@ def test_grams_are_those_of_each_expert_and_shared_inputs_are_stored_once(
     assert o is not None
     assert torch.equal(q, k)
     assert not torch.equal(q, o)
-    with safe_open(statistics_file(measured, "rev", "grams"), "pt") as file:
+    with safe_open(statistics_folder(measured, "rev", "grams") / "0000.safetensors", "pt") as file:
         inputs = json.loads(file.metadata()["inputs"])
         assert set(file.keys()) == set(inputs.values())
         assert len(inputs) > len(set(inputs.values()))
@@ -145,7 +143,7 @@ def test_fisher_is_that_of_autograd(live: TransformersEngine, measured: ModelPoo
 
 
 def test_what_is_there_is_not_measured_again(measured: ModelPool) -> None:
-    files = [statistics_file(measured, "base", "importance"), statistics_file(measured, "sort", "fisher")]
+    files = [statistics_folder(measured, "base", "importance"), statistics_folder(measured, "sort", "fisher")]
     before = [file.stat().st_mtime_ns for file in files]
     calibrate(measured, ["importance", "grams", "fisher"], CPU)
     assert [file.stat().st_mtime_ns for file in files] == before
@@ -154,8 +152,8 @@ def test_what_is_there_is_not_measured_again(measured: ModelPool) -> None:
 def test_only_what_is_asked_for_is_measured(pool: ModelPool, tmp_path: Path) -> None:
     other = calibrated_on(pool, write_text(tmp_path), 64)
     calibrate(other, ["importance", "moments", "nothing"], CPU)
-    folder = statistics_file(other, "base", "importance").parent
-    assert [file.name for file in folder.iterdir()] == ["base.importance.safetensors"]
+    assert statistics_folder(other, "base", "importance").is_dir()
+    assert not statistics_folder(other, "rev", "grams").exists()
     with pytest.raises(MergeError, match="expected what was measured"):
         CalibratedFacts(other).gram("rev", "model.layers.0.mlp.up_proj.weight")
 
@@ -214,92 +212,3 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(DiskError, match="EVOMERGE_CACHE"):
         calibrate(other, ["importance"], CPU)
-
-
-def gpt2_pool(folder: Path) -> ModelPool:
-    """A base and an expert with tied heads and weights stored as `[in, out]`."""
-    import transformers
-
-    torch.manual_seed(0)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / "base")
-    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    config = transformers.GPT2Config(**shape, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0)
-    for name in ("base", "one"):
-        transformers.GPT2LMHeadModel(config).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return ModelPool.open(folder / "base", {"one": folder / "one"})
-
-
-def test_gpt2_stores_inputs_first(tmp_path: Path) -> None:
-    pool = calibrated_on(gpt2_pool(tmp_path), write_text(tmp_path))
-    calibrate(pool, ["importance", "fisher"], CPU)
-    up = next(spec for spec in pool.specs if spec.name.endswith("h.0.mlp.c_fc.weight"))
-    assert up.shape == (16, 64)
-    found, curvature = importance(pool, up.name), CalibratedFacts(pool).fisher("one", up.name)
-    assert found is not None
-    assert found.shape == (16,)
-    assert isinstance(curvature, tuple)
-    assert [len(side) for side in curvature] == [64, 16]
-    embedding = next(spec.name for spec in pool.specs if spec.name.endswith("wte.weight"))
-    assert importance(pool, embedding) is None
-
-
-def test_an_adapter_is_run_as_it_adapts_the_base(tmp_path: Path) -> None:
-    """Its Gram matrices are those of the model that it makes of the base."""
-    base = MODELS / "base"
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    plain = ModelPool.open(base, {"rev": MODELS / "rev"})
-    name = "model.layers.0.mlp.up_proj"
-    rows, columns = next(spec.shape for spec in plain.specs if spec.name == f"{name}.weight")
-    factors = {
-        f"base_model.model.{name}.lora_A.weight": 0.3 * torch.randn(2, columns, generator=generator),
-        f"base_model.model.{name}.lora_B.weight": 0.3 * torch.randn(rows, 2, generator=generator),
-    }
-    save_file(factors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base"}))
-    pool = calibrated_on(ModelPool.open(base, {"lora": folder}), write_text(tmp_path))
-    calibrate(pool, ["grams"], CPU)
-    engine = TransformersEngine(pool, EngineConfig(device="cpu", dtype="float32"))
-    engine.load(uniform(("base",), layers=pool.layers, dtype="float32"))
-    weight = engine.model.get_parameter(f"{name}.weight")
-    weight.data += factors[f"base_model.model.{name}.lora_B.weight"] @ factors[f"base_model.model.{name}.lora_A.weight"]
-    down = "model.layers.0.mlp.down_proj.weight"
-    found = CalibratedFacts(pool).gram("lora", down)
-    seen: list[torch.Tensor] = []
-    hook = engine.model.get_submodule(down.removesuffix(".weight")).register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1]))
-    )
-    with torch.no_grad():
-        for ids in sequences_of(engine, pool):
-            engine.model(ids)
-    hook.remove()
-    x = torch.cat(seen)
-    assert found is not None
-    torch.testing.assert_close(found, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
-
-
-def test_second_moments_lie_beside_the_weights(tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(MODELS / "rev", tmp_path / "rev")
-    before = ModelPool.open(MODELS / "base", {"rev": tmp_path / "rev"})
-    up, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
-    shape = next(spec.shape for spec in before.specs if spec.name == up)
-    moments = {
-        norm: torch.rand(shape[1]),
-        f"{up}.row": torch.arange(1.0, shape[0] + 1),
-        f"{up}.column": torch.ones(shape[1]),
-    }
-    save_file(moments, tmp_path / "rev" / "second_moments.safetensors")
-    after = ModelPool.open(MODELS / "base", {"rev": tmp_path / "rev"})
-    facts = CalibratedFacts(after)
-    assert after.digest != before.digest
-    assert torch.equal(facts.second_moments("rev", norm), moments[norm])  # type: ignore[arg-type]
-    pair = facts.second_moments("rev", up)
-    assert isinstance(pair, tuple)
-    torch.testing.assert_close(torch.outer(*pair)[:, 0], moments[f"{up}.row"] / moments[f"{up}.row"].mean())
-    assert facts.second_moments("rev", "model.embed_tokens.weight") is None
-    assert replace(facts, pool=before).second_moments("base", norm) is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from evomerge.config import FitnessConfig, FunctionConfig, ItemsConfig, ObjectiveConfig
 from evomerge.engines import EvalRunner, TransformersEngine
@@ -61,23 +62,29 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-def test_the_documented_example_tells_the_expert_from_the_base(exact_engine: TransformersEngine, tmp_path: Path) -> None:
-    (tmp_path / "letters.py").write_text(example())
-    letters = FunctionConfig(
-        kind="function", function="letters:first_letter", items=REV, metrics=("probability",), folder=tmp_path
+def test_the_documented_example_tells_experts_apart(exact_engine: TransformersEngine, tmp_path: Path) -> None:
+    (tmp_path / "answers.py").write_text(example())
+    answers = FunctionConfig(
+        kind="function", function="answers:probability", items=REV, metrics=("probability",), folder=tmp_path
     )
-    runner = EvalRunner(exact_engine, measure({"task": "letters", "metric": "probability"}, letters=letters), seed=0)
+    runner = EvalRunner(exact_engine, measure({"task": "answers", "metric": "probability"}, answers=answers), seed=0)
     count = len(REV.read_text().splitlines())
-    assert runner.sizes() == {"letters": count}
+    assert runner.sizes() == {"answers": count}
     means = {}
-    for name in ("base", "rev"):
+    for name in ("sort", "rev"):
         exact_engine.load(model(name))
-        ((response,), seconds) = runner.score(ItemSet.of({"letters": tuple(range(0, 40, 2))}))
-        assert (response.task, response.metric) == ("letters", "probability")
+        ((response,), seconds) = runner.score(ItemSet.of({"answers": tuple(range(0, 40, 2))}))
+        assert (response.task, response.metric) == ("answers", "probability")
         assert response.items == tuple(range(0, 40, 2))
         assert seconds["forward"] > 0
         means[name] = sum(response.values) / len(response.values)
-    assert means["rev"] > 0.8 > means["base"] + 0.3
+    assert means["rev"] > 0.8 > means["sort"] + 0.3
+
+
+def test_the_documented_fitness_is_valid() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "fitness.md").read_text(), flags=re.S)
+    fitness = FitnessConfig.model_validate_json(json.dumps(yaml.safe_load(text)), strict=True)
+    assert {measured.task for measured in fitness.metrics} > fitness.scorers.keys()
 
 
 def test_lm_eval_tasks_and_scorers_stand_side_by_side(exact_engine: TransformersEngine, tmp_path: Path) -> None:
@@ -242,7 +249,10 @@ def test_a_large_vocabulary_gives_a_lower_bound() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"tokens": 40, "block": 32}, "expected at least 2 blocks of 32 tokens"), ({"block": 5000}, "expected blocks of at")],
+    [
+        ({"tokens": 40, "block": 32}, "expected at least 2 blocks of 32 tokens"),
+        ({"block": 5000}, "expected blocks of at"),
+    ],
 )
 def test_texts_that_make_no_blocks(
     engine: TransformersEngine, text: Path, change: dict[str, int], message: str
@@ -254,14 +264,11 @@ def test_texts_that_make_no_blocks(
 
 def test_digests_of_texts_tell_settings_apart(exact_engine: TransformersEngine, text: Path, pool: ModelPool) -> None:
     base = {"text": text, "tokens": 640, "block": 32}
-    scorers = {
+    scorers: dict[str, dict[str, Any]] = {
         "a": {**base, "kind": "loss"},
         "b": {**base, "kind": "loss", "block": 16},
         "c": {**base, "kind": "kl"},
         "d": {**base, "kind": "kl", "reference": "sort"},
     }
-    metrics = {"loss": "loss", "kl": "kl"}
-    fitness = measure(
-        *({"task": name, "metric": metrics[s["kind"]], "goal": "min"} for name, s in scorers.items()), **scorers
-    )
+    fitness = measure(*({"task": name, "metric": s["kind"], "goal": "min"} for name, s in scorers.items()), **scorers)
     assert len({s.digest for s in load_scorers(exact_engine, fitness).values()}) == 4

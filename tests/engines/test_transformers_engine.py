@@ -80,9 +80,15 @@ def test_a_search_may_be_approximate_and_a_confirmation_not(pool: ModelPool) -> 
     assert same(weights(engine), {spec.name: pool.tensor("sort", spec.name) for spec in pool.specs})
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_cpu_has_one_place_for_models(pool: ModelPool) -> None:
     with pytest.raises(ConfigError, match="expected a GPU for 'pinned'"):
-        TransformersEngine(pool, EngineConfig(device="cpu", residency="pinned"))
+        TransformersEngine(pool, EngineConfig(residency="pinned"))
+
+
+def test_all_workers_of_a_machine_must_fit(pool: ModelPool) -> None:
+    with pytest.raises(ConfigError, match="of host memory for 10000000 workers; use fewer workers"):
+        TransformersEngine(pool, EngineConfig(device="cpu"), workers=10**7)
 
 
 def test_after_a_failed_load_everything_is_rewritten(

@@ -9,7 +9,8 @@ import pytest
 
 from evomerge.config import ItemsConfig, ObjectiveConfig, RaceConfig
 from evomerge.fitness import Assessment, Told, split_items
-from evomerge.fitness.assessment import Contest, SharedItems, portions
+from evomerge.fitness.assessment import Contest, portions
+from evomerge.fitness.shared import SharedItems
 from evomerge.outcome import ItemSet, Responses, together
 
 OBJECTIVES = [ObjectiveConfig(name="a", task="a"), ObjectiveConfig(name="b", task="b")]

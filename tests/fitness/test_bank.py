@@ -195,7 +195,7 @@ def test_a_bank_survives_its_file(tmp_path: Path) -> None:
         120,
     )
     with zipfile.ZipFile(tmp_path / "bank.npz") as file:
-        assert set(file.namelist()) == {f"{name}.npy" for name in (*ARRAYS, "header")}
+        assert set(file.namelist()) == {f"{name}.npy" for name in (*ARRAYS, "header", "responses")}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def reader(constraints: tuple[ConstraintConfig, ...] = (), banks: Any = None, **
         constraints,
         IrtConfig(kind="irt", **config),
         digests=DIGESTS,
-        banks=banks or {},
+        banks=banks or (),
         seed=5,
     )
 
@@ -176,14 +176,14 @@ def test_a_bank_of_other_prompts_is_refused() -> None:
     matrix = (np.random.default_rng(0).random((40, 160)) < 0.5).astype(float)
     bank = fit_bank(matrix, task="a", items=range(160), digest="other words")
     with pytest.raises(TaskError, match="fitted on others"):
-        reader(banks={"a": bank})
+        reader(banks=[bank])
 
 
 def test_a_bank_makes_the_first_round_adaptive() -> None:
     abilities = np.random.default_rng(2).normal(size=(60, 1))
     matrix = (np.random.default_rng(3).random((60, 160)) < 1 / (1 + np.exp(2 * (DIFFICULTY - abilities)))).astype(float)
     bank = fit_bank(matrix, task="a", items=range(160), digest="words")
-    whole = reader(banks={"a": bank})
+    whole = reader(banks=[bank])
     whole.start({"base": 0})
     asked = whole.ask({5: (0.1,), 6: (0.9,)}, 0, 24)
     assert asked[5] != asked[6], "each has its own audit"

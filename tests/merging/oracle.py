@@ -159,8 +159,13 @@ def share_of(term: Term, like: torch.Tensor) -> torch.Tensor:
     """The largest that a source's value is multiplied with, element by element."""
     factors = np.ones(1) if term.factors is None else term.factors.within(0, like.numel()).reshape(like.shape)
     inverse = isinstance(term.keep, Prune) and term.keep.inverse
-    gain = max(1 / q for q in term.keep.probabilities if q) if inverse else 1.0  # type: ignore[union-attr]
+    gain = inverse_probability(term.keep) if inverse else 1.0  # type: ignore[arg-type]
     return torch.from_numpy(abs(term.weight * gain * factors))
+
+
+def inverse_probability(rule: Prune) -> float:
+    """Of the elements that are kept least often, but for those that never are."""
+    return 1 / rule.low if rule.low else 255 / rule.high
 
 
 def conditioned(change: torch.Tensor, size: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from evomerge.errors import MergeError
-from evomerge.merging.calibrated import Calibration, statistics_file
+from evomerge.merging.calibrated import Calibration, statistics_folder
 from evomerge.merging.executor import execute
 from evomerge.merging.operators import lower
 from evomerge.merging.plan import Copy, Damping, Delta, MergePlan
@@ -37,11 +37,12 @@ _spec.loader.exec_module(oracle)
 
 def with_importance(pool: Any, means: Mapping[str, Any]) -> Any:
     """The pool with a base whose inputs were measured."""
-    pool = replace(pool, calibration=Calibration(texts={"base": Path("text.txt")}, tokens=9, digest="d"))
-    file = statistics_file(pool, "base", "importance")
-    file.parent.mkdir(parents=True)
+    texts = {"base": Path("text.txt")}
+    pool = replace(pool, calibration=Calibration(texts=texts, tokens=9, contents={"base": "d"}))
+    folder = statistics_folder(pool, "base", "importance")
+    folder.mkdir(parents=True)
     tensors = {name: torch.as_tensor(values, dtype=torch.float64) for name, values in means.items()}
-    save_file(tensors, file, metadata={"inputs": json.dumps({name: name for name in means})})
+    save_file(tensors, folder / "0000.safetensors", metadata={"inputs": json.dumps({name: name for name in means})})
     return pool
 
 
@@ -135,7 +136,7 @@ def test_no_calibration_is_refused(pool: Any) -> None:
     with pytest.raises(MergeError, match=r"expected a calibration text that 'base' can be run over.*pool\.calibration"):
         lower(arithmetic(0.5), replace(pool, calibration=None))
     with pytest.raises(MergeError, match="expected what was measured"):
-        lower(arithmetic(0.5), replace(pool, digest="other"))
+        lower(arithmetic(0.5), replace(pool, calibration=replace(pool.calibration, tokens=8)))
 
 
 def test_statistics_that_do_not_fit_are_refused(memory_pool: MakePool) -> None:

@@ -39,7 +39,7 @@ def test_dellas_window_is_cut_to_probabilities(memory_pool: MakePool, density: f
     keep = kernel.terms[0].keep
     assert isinstance(keep, Prune)
     assert keep.epsilon == pytest.approx(window)
-    assert 0 <= keep.probabilities[0] <= keep.probabilities[255] <= 1 + 1e-15
+    assert 0 <= keep.low <= keep.high <= 1 + 1e-15
 
 
 def test_a_window_beyond_one_half_is_refused() -> None:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from evomerge.errors import ConfigError
 from evomerge.merging.footprint import RESERVE, Memory, Needs, Tier, choose, footprints, host_memory, needs_of
@@ -11,7 +16,7 @@ from evomerge.merging.pool import ModelPool
 
 GB = 10**9
 # an 8B base and four experts in bf16
-NEEDS = Needs(live=16 * GB, held=80 * GB, widest=5 * GB, scratch=(10**7, GB))
+NEEDS = Needs(live=16 * GB, held=80 * GB, widest=5 * GB, made=0, scratch=(10**7, GB))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,28 @@ def test_sums(make_family: Callable[..., Any]) -> None:
     assert device.device == exact.live + exact.held + exact.scratch[1] + RESERVE
     assert pinned.host == exact.held
     assert mapped.host == device.host == 0
+
+
+def test_what_adapters_change_is_made_anew(make_family: Callable[..., Any], tmp_path: Path) -> None:
+    family = make_family(dtype="bfloat16", experts=("full",))
+    change = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 16),
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(16, 2),
+    }
+    adapters = {name: tmp_path / name for name in ("one", "two")}
+    for folder in adapters.values():
+        folder.mkdir()
+        save_file(change, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    pool = ModelPool.open(family.base, {**family.experts, **adapters})
+    needs = needs_of(pool, "bfloat16")
+    elements = sum(math.prod(spec.shape) for spec in pool.specs)
+    assert needs.made == 3 * 4 * 16 * 16  # both, and the base in their dtype
+    assert needs.held == 4 * 2 * elements + 2 * 2 * 16 * 16
+    assert {tier.host - needs.made for tier in footprints(needs, on_device=True)} == {0, needs.held}
+    (mapped,) = footprints(needs, on_device=False)
+    assert mapped.host == needs.live + needs.scratch[0] + needs.made
+    assert needs_of(ModelPool.open(family.base, family.experts), "bfloat16").made == 0
 
 
 def test_this_machine() -> None:

@@ -50,12 +50,19 @@ def test_does_not_depend_on_where_a_block_starts(seed: int, start: int, count: i
     assert torch.equal(masks.keep(seed, density, start, count).bool(), whole[start:] < density)
 
 
-@given(SEEDS, st.integers(0, 50), st.lists(st.floats(0, 1), min_size=1, max_size=9))
-def test_levels_have_densities_of_their_own(seed: int, start: int, densities: list[float]) -> None:
-    levels = torch.arange(3 * len(densities), dtype=torch.int32) % len(densities)
+@given(SEEDS, st.integers(0, 50), *2 * [st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0]))])
+def test_levels_have_densities_of_their_own(seed: int, start: int, one: float, other: float) -> None:
+    low, high = sorted([one, other])
+    levels = torch.arange(256, dtype=torch.int32)
     numbers = masks.uniform(seed, start, len(levels))
-    expected = [number < densities[i % len(densities)] for i, number in enumerate(numbers.tolist())]
-    assert masks.keep_by_level(seed, densities, levels, start).bool().tolist() == expected
+    densities = low + (high - low) * levels.double() / 255
+    kept = masks.keep_by_level(seed, low, high, levels, start).bool()
+    sure = (numbers - densities).abs() > 2.0**-31
+    assert torch.equal(kept[sure], (numbers < densities)[sure])
+    first, step = masks.ramp(low, high)
+    limits = masks.level_limits(first, step, levels)
+    word, index = torch.tensor(masks.word(seed, start - start % 2)), torch.arange(256) + start % 2
+    assert torch.equal(masks.kept_by_word(word, limits, index), kept)
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-6, 0.1, 0.5, 0.9])

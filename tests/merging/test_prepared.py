@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.merging import prepared, statistics
+from evomerge.errors import ConfigError
+from evomerge.merging import cache, prepared, statistics
 from evomerge.merging.pool import ModelPool
 
 NAME = "layers.0.mlp.w"
@@ -108,6 +109,15 @@ def test_a_folder_that_cannot_be_written_is_no_fault(
     assert_equal(ask(pool, []))
 
 
+def test_a_folder_that_can_only_be_read_is_read(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    ask(pool, [])
+    monkeypatch.setattr(os, "utime", refuse)
+    assert_equal(ask(elsewhere(pool), [], facts=()))
+
+
 def test_what_was_not_used_for_longest_makes_room(pool: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = (np.zeros(1000, np.uint8),)
     for age, models in ((300, ("base", "one")), (100, ("base", "two")), (200, ("one", "two"))):
@@ -116,8 +126,8 @@ def test_what_was_not_used_for_longest_makes_room(pool: Any, folder: Path, monke
         (entry,) = set(folder.iterdir()) - before
         os.utime(entry, (0, 1e9 - age))
     ask(elsewhere(pool), [], models=("base", "one"), facts=facts)  # used now
-    monkeypatch.setattr(prepared, "LIMIT", 3000)
-    prepared._make_room.cache_clear()
+    monkeypatch.setattr(cache, "LIMIT", 3000)
+    cache.make_room.cache_clear()
     made: list[str] = []
     ask(pool, [], models=("two", "base"), facts=facts)
     for models in (("base", "one"), ("base", "two"), ("one", "two")):
@@ -143,3 +153,14 @@ def test_statistics_survive_the_process(memory_pool: Callable[[Any], Any], monke
     monkeypatch.setattr(statistics, "histogram", lambda *_: pytest.fail("computed again"))
     again = statistics.ranked(elsewhere(pool), difference, [1, 1000]), statistics.l1(elsewhere(pool), difference)
     assert again == found
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert prepared.folder().name == "facts"
+    monkeypatch.delenv("EVOMERGE_CACHE")
+    with pytest.raises(ConfigError, match="EVOMERGE_CACHE: expected a folder for facts about models; got no home"):
+        prepared.folder()

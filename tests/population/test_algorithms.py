@@ -9,35 +9,45 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
-from evomerge.config import CmaConfig, Nsga2Config, ParameterSpaceConfig, RandomConfig
+from evomerge import config
 from evomerge.pareto import hypervolume, nondominated
 from evomerge.population import Algorithm, Evaluation, build_algorithm
 from evomerge.spaces import Genome, ParameterSpace
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "cma": {"kind": "cma", "population": 8},
+    "lr_adapt": {"kind": "cma", "population": 8, "lr_adapt": True},
+    "sep_cma": {"kind": "sep_cma", "population": 8},
+    "cat_cma": {"kind": "cat_cma", "population": 8},
     "nsga2": {"kind": "nsga2", "population": 8},
+    "nsga3": {"kind": "nsga3", "population": 8},
+    "sms_emoa": {"kind": "sms_emoa", "population": 8},
+    "islands": {"kind": "islands", "population": 16},
+    "map": {"kind": "map", "population": 8},
     "random": {"kind": "random", "population": 8},
 }
-MODELS: dict[str, type[CmaConfig | Nsga2Config | RandomConfig]] = {
-    "cma": CmaConfig,
-    "nsga2": Nsga2Config,
-    "random": RandomConfig,
-}
+CONFIG: TypeAdapter[Any] = TypeAdapter(config.Algorithm)
 Costs = Callable[[Genome], tuple[float, ...]]
 
 
 def space(genes: int = 6) -> ParameterSpace:
     """A space of `genes` genes, 3 or more: one shared parameter, its knots, embeddings and head."""
     data = {"kind": "parameter", "operator": {"name": "slerp"}, "genes": {"t": {}}, "knots": genes - 2}
-    config = ParameterSpaceConfig.model_validate(data)
-    return ParameterSpace(config, base="base", experts=("rev",), layers=genes, dtype="float32", seed=0)
+    return ParameterSpace(
+        config.ParameterSpaceConfig.model_validate(data),
+        base="base",
+        experts=("rev",),
+        layers=genes,
+        dtype="float32",
+        seed=0,
+    )
 
 
 def build(kind: str, *, seed: int = 3, objectives: int = 2, genes: int = 6, **changes: Any) -> Algorithm:
-    config = MODELS[kind].model_validate(CONFIGS[kind] | changes)
-    return build_algorithm(config, space=space(genes), weights=(1.0,) * objectives, seed=seed)
+    chosen = CONFIG.validate_python(CONFIGS[kind] | changes)
+    return build_algorithm(chosen, space=space(genes), weights=(1.0,) * objectives, seed=seed)
 
 
 def two_spheres(genome: Genome) -> tuple[float, ...]:
@@ -55,12 +65,30 @@ def drive(algorithm: Algorithm, generations: int, costs: Costs = two_spheres) ->
     return [step(algorithm, costs) for _ in range(generations)]
 
 
+def values_of(generations: list[tuple[Genome, ...]]) -> list[list[list[float]]]:
+    return [[list(genome.values) for genome in generation] for generation in generations]
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> dict[str, Any]:
+    """Generations of every algorithm, from another process."""
+    script = (
+        "import json, runpy\n"
+        f"module = runpy.run_path({__file__!r})\n"
+        "drive, build, values_of = module['drive'], module['build'], module['values_of']\n"
+        "print(json.dumps({kind: values_of(drive(build(kind), 6)) for kind in module['CONFIGS']}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 class TestConformance:
     def test_generations_are_full_and_fit_the_space(self, kind: str) -> None:
         algorithm = build(kind)
         for generation in drive(algorithm, 12):
-            assert len(generation) == algorithm.population == 8
+            assert len(generation) == algorithm.population == CONFIGS[kind]["population"]
             assert {len(genome) for genome in generation} == {6}
 
     def test_the_seed_decides(self, kind: str) -> None:
@@ -92,15 +120,15 @@ class TestConformance:
             history.append([Evaluation(genome=genome, costs=two_spheres(genome)) for genome in genomes])
             live.tell(history[-1])
 
-    def test_replay_in_another_process_is_bit_identical(self, kind: str) -> None:
-        script = (
-            "import json, runpy, sys\n"
-            f"module = runpy.run_path({__file__!r})\n"
-            f"print(json.dumps([[g.values for g in gs] for gs in module['drive'](module['build']({kind!r}), 6)]))\n"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        here = [[list(genome.values) for genome in generation] for generation in drive(build(kind), 6)]
-        assert json.loads(done.stdout) == here
+    def test_replay_in_another_process_is_bit_identical(self, kind: str, elsewhere: dict[str, Any]) -> None:
+        assert elsewhere[kind] == values_of(drive(build(kind), 6))
+
+    @pytest.mark.parametrize("trouble", [0.0, 1e9, 1e300])
+    def test_replay_is_bit_identical_whatever_is_told(self, kind: str, trouble: float) -> None:
+        def told(genome: Genome) -> tuple[float, ...]:
+            return two_spheres(genome) if sum(genome.values) % 0.1 < 0.05 else (trouble, trouble)
+
+        assert drive(build(kind), 12, told) == drive(build(kind), 12, told)
 
     def test_tell_leaves_its_argument_alone(self, kind: str) -> None:
         algorithm = build(kind)
@@ -132,14 +160,14 @@ class TestConformance:
 
     def test_constant_costs_are_survived(self, kind: str) -> None:
         algorithm = build(kind)
-        drive(algorithm, 150, lambda _: (1.0, 1.0))
+        drive(algorithm, 100, lambda _: (1.0, 1.0))
         drive(algorithm, 30)
         assert min(sum(two_spheres(genome)) for genome in algorithm.answer()) < 0.3
 
     def test_costs_of_any_size_are_survived(self, kind: str) -> None:
         algorithm = build(kind)
         for size in (1e-300, 1e300, 1e9, 1e-9, 0.0):
-            drive(algorithm, 20, lambda genome, size=size: tuple(size * cost for cost in two_spheres(genome)))  # type: ignore[misc]
+            drive(algorithm, 6, lambda genome, size=size: tuple(size * cost for cost in two_spheres(genome)))  # type: ignore[misc]
 
     def test_answer_is_distinct_and_empty_at_first(self, kind: str) -> None:
         algorithm = build(kind)
@@ -149,14 +177,19 @@ class TestConformance:
 
     @pytest.mark.parametrize("objectives", [1, 3])
     @pytest.mark.parametrize("genes", [3, 40])
-    def test_other_sizes_work(self, kind: str, objectives: int, genes: int) -> None:
-        algorithm = build(kind, objectives=objectives, genes=genes, population=4)
+    def test_other_sizes_work_or_are_refused(self, kind: str, objectives: int, genes: int) -> None:
+        population = 16 if kind == "islands" else 4
+        if CONFIG.validate_python(CONFIGS[kind] | {"population": population}).misfit(objectives, genes):
+            with pytest.raises(ValueError, match=r"takes at most|needs at least"):
+                build(kind, objectives=objectives, genes=genes, population=population)
+            return
+        algorithm = build(kind, objectives=objectives, genes=genes, population=population)
         drive(algorithm, 10, lambda genome: genome.values[:objectives])
 
 
 def test_one_gene_is_enough() -> None:
     from evomerge.population.cma import Cma
-    from evomerge.population.nsga2 import Nsga2
+    from evomerge.population.genetic import Nsga2
     from evomerge.population.random_search import RandomSearch
 
     start = Genome((1.0,))

@@ -7,7 +7,7 @@ from typing import final
 import pytest
 
 from evomerge.population import Algorithm, Evaluation, PopulationManager
-from evomerge.population.nsga2 import Nsga2
+from evomerge.population.genetic import Nsga2
 from evomerge.spaces import Genome
 
 

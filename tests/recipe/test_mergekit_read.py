@@ -235,6 +235,18 @@ def test_pool_names_come_from_paths() -> None:
     }  # fmt: skip
 
 
+def test_adapters_stand_behind_their_base() -> None:
+    config = ties(models=[{"model": "a+x/lora"}, {"model": "c"}], tokenizer_source="a+x/lora")
+    read = read_mergekit(yaml.safe_dump(config), "mergekit.yml")
+    assert dict(read.models) == {"base": "a", "lora": "x/lora", "c": "c"}
+    assert read.tokenizer == "lora"
+
+
+def test_adapters_bring_the_base_that_a_file_does_not_name() -> None:
+    config = {"merge_method": "linear", "models": [{"model": "/m/a+x"}, {"model": "/m/a+y"}, {"model": "/m/a"}]}
+    assert dict(read_mergekit(yaml.safe_dump(config), "mergekit.yml").models) == {"base": "/m/a", "x": "x", "y": "y"}
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -247,7 +259,14 @@ def test_pool_names_come_from_paths() -> None:
         (ties(base_model=None), "$.base_model (line 2): ties needs a base model"),
         (ties(models=[{"model": "a"}]), "ties merges at least 1 model; got none"),
         (ties(merge_method="slerp", parameters={"t": 0.5}), "slerp merges exactly 1 model beside the base; got b, c"),
-        (ties(models=[{"model": "b+c"}]), "'+' names an adapter"),
+        (ties(base_model="a+b"), "$.base_model (line 2): '+' names an adapter; expected a full model here"),
+        (ties(models=[{"model": "a+b+c"}]), "'+' names an adapter; expected a full model here"),
+        (ties(models=[{"model": "a+"}]), "expected the path of a model; got ''"),
+        (ties(models=[{"model": "b+c"}]), "expected an adapter on the base of this merge, 'a'; got 'b+c'; merge it"),
+        (
+            {"merge_method": "linear", "models": [{"model": "b"}, {"model": "c+x"}], "parameters": {"weight": 1}},
+            "expected an adapter on the base of this merge, 'b'; got 'c+x'",
+        ),
         (ties(models=[{"model": "b"}, {"model": "b"}]), "'b' stands twice"),
         (ties(models=[{"model": "b", "weight": 1}]), "$.models[0].weight (line 5): cannot be expressed here"),
         (

@@ -1,7 +1,16 @@
 """Item response theory: mean scores over a whole task from a few chosen items, with an uncertainty that is checked."""
 
 from evomerge.fitness.irt.ability import Abilities, AbilityPrior, map_abilities, population_prior
-from evomerge.fitness.irt.audit import Audit, Remedy, audit_generation, corrected, inclusion_of
+from evomerge.fitness.irt.audit import (
+    Audit,
+    Remedy,
+    Residuals,
+    audit_generation,
+    audit_of,
+    corrected,
+    inclusion_of,
+    residuals_of,
+)
 from evomerge.fitness.irt.bank import ItemBank, content_digest, load_bank, save_bank
 from evomerge.fitness.irt.calibrate import PROMOTED_WEIGHT, dimensions_for, fit_bank
 from evomerge.fitness.irt.design import (
@@ -44,8 +53,10 @@ __all__ = [
     "PIrt",
     "PlainMean",
     "Remedy",
+    "Residuals",
     "Stratified",
     "audit_generation",
+    "audit_of",
     "audit_order",
     "audit_z",
     "audited",
@@ -64,6 +75,7 @@ __all__ = [
     "model_score",
     "population_prior",
     "random_items",
+    "residuals_of",
     "save_bank",
     "strata_of",
     "stratified_items",

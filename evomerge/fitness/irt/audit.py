@@ -1,7 +1,7 @@
 """Is the item bank still true of the candidates at hand? What random items say, and what follows.
 
 A search moves away from the models that the bank was calibrated on, and there every model-based estimate is biased. The
-audit stratum was drawn at random, so its residuals over a generation show it. Knows nothing of how a search goes on.
+audit stratum was drawn at random, so its residuals over many candidates show it. Knows nothing of how a search goes on.
 
 Legend: as in `estimators`; r = mean residual `y - E[p]` of audit items, each candidate read from its other items.
 """
@@ -9,6 +9,7 @@ Legend: as in `estimators`; r = mean residual `y - E[p]` of audit items, each ca
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,9 +18,10 @@ import numpy as np
 from evomerge.fitness.estimate import Floats
 from evomerge.fitness.irt.ability import AbilityPrior, checked
 from evomerge.fitness.irt.bank import ItemBank
+from evomerge.fitness.irt.design import Places
 from evomerge.fitness.irt.estimators import Estimates, audit_sums
 
-__all__ = ["Audit", "Remedy", "audit_generation", "corrected", "inclusion_of"]
+__all__ = ["Audit", "Remedy", "Residuals", "audit_generation", "audit_of", "corrected", "inclusion_of", "residuals_of"]
 
 Remedy = Literal["none", "widen", "correct", "refit"]
 """What to do: nothing; widen the priors; shift the estimates by the residuals; fit the bank again with promoted
@@ -30,7 +32,7 @@ _SUSPECT, _CERTAIN = 2.0, 3.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Audit:
-    """What the audit items of one generation say.
+    """What audit items say.
 
     Attributes:
         residual: r, in score units; above 0, candidates are better than the model believes.
@@ -83,16 +85,48 @@ def inclusion_of(audit: np.ndarray[tuple[int, int], np.dtype[np.bool_]], count: 
     return np.where(audit, count / audit.shape[1], np.nan)
 
 
-def audit_generation(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion: Floats) -> Audit:
-    """Compare the audit items of a generation with what the other items predict.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Residuals:
+    """Candidates' audit items against what their other items predict.
 
-    The standard error is the larger of what the model says and what the candidates' scatter shows.
+    Attributes:
+        total: sum of residuals of each candidate `[M]`.
+        variance: its variance under the model `[M]`.
+        items: audit items of each candidate `[M]`.
+    """
+
+    total: Floats
+    variance: Floats
+    items: Places
+
+
+def residuals_of(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion: Floats) -> Residuals:
+    """Compare the audit items of some candidates with what the other items predict.
 
     Raises:
         TaskError: responses that the bank cannot read.
     """
     total, variance = audit_sums(bank, prior, checked(bank, responses), inclusion)
-    per = (~np.isnan(inclusion) & ~np.isnan(responses)).sum(axis=1)
+    audit = ~np.isnan(inclusion) & ~np.isnan(responses)
+    return Residuals(total=total, variance=variance, items=np.asarray(audit.sum(axis=1)))
+
+
+def audit_generation(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion: Floats) -> Audit:
+    """What the audit items of one generation say; see `residuals_of`."""
+    return audit_of([residuals_of(bank, prior, responses, inclusion)])
+
+
+def audit_of(generations: Sequence[Residuals]) -> Audit:
+    """What all audit items say of the bank that they were compared with.
+
+    The standard error is the larger of what the model says and what the candidates' scatter shows.
+
+    Args:
+        generations: residuals under one bank, at least of one generation.
+    """
+    total = np.concatenate([found.total for found in generations])
+    variance = np.concatenate([found.variance for found in generations])
+    per = np.concatenate([found.items for found in generations])
     items, candidates = int(per.sum()), int((per > 0).sum())
     if not items:
         return Audit(residual=0.0, se=math.inf, spread=0.0, items=0, candidates=0)

@@ -11,20 +11,22 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 
 from evomerge.errors import TaskError
 from evomerge.fitness.estimate import Floats
-from evomerge.fitness.irt.link import Link
+from evomerge.fitness.irt.link import Link, link_mean, unit_variance
 
 __all__ = ["ItemBank", "content_digest", "load_bank", "save_bank"]
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = ("slopes", "difficulties", "dispersion", "mean", "covariance")
+_MISSING = 255
+"""A missing right-or-wrong response in a file."""
 
 
 def content_digest(task: str, prompts: Mapping[int, str]) -> str:
@@ -40,10 +42,11 @@ def content_digest(task: str, prompts: Mapping[int, str]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ItemBank:
-    """The items of one task, as calibration found them.
+    """The items of one task under one metric, as calibration found them.
 
     Attributes:
         task: name of the task.
+        metric: what was measured on each item.
         digest: `content_digest` of its items and prompts.
         items: item ids `[N]`, distinct.
         link: how scores follow from ability.
@@ -53,12 +56,14 @@ class ItemBank:
         mean: `mu` `[D]`.
         covariance: `Sigma` `[D, D]`, positive definite.
         calibrators: models whose responses went in.
+        responses: their scores `[M, N]`, NaN where one did not answer, for fitting again with others; or None.
 
     Raises:
         TaskError: shapes that do not fit together, values that are not finite, repeated items, no item.
     """
 
     task: str
+    metric: str = "acc"
     digest: str
     items: tuple[int, ...]
     link: Link
@@ -68,6 +73,7 @@ class ItemBank:
     mean: Floats
     covariance: Floats
     calibrators: int
+    responses: Floats | None = None
 
     def __post_init__(self) -> None:
         faults = list(_faults(self))
@@ -97,6 +103,31 @@ class ItemBank:
                 f"{' and others' if len(unknown) > 5 else ''}; fit the bank again with them"
             )
         return np.array([place[item] for item in items], dtype=np.int64)
+
+    def narrowed(self, items: Sequence[int]) -> Self:
+        """The bank of some of its items, in this order.
+
+        Raises:
+            TaskError: an item that the bank does not hold.
+        """
+        at = self.columns(items)
+        return replace(
+            self,
+            items=tuple(items),
+            slopes=self.slopes[at],
+            difficulties=self.difficulties[at],
+            dispersion=self.dispersion[at],
+            responses=None if self.responses is None else self.responses[:, at],
+        )
+
+    @property
+    def information(self) -> Floats:
+        """What one answer to each item tells of a random model's ability, `[N]`.
+
+        `w_i a_i' Sigma a_i` at the population's mean: variance that ability explains over variance that it does not.
+        """
+        weight = unit_variance(self.link, link_mean(self.link, self.linear(self.mean[None])[0])) / self.dispersion
+        return np.asarray(weight * np.einsum("nd,de,ne->n", self.slopes, self.covariance, self.slopes))
 
     def check(self, task: str, digest: str) -> None:
         """Refuse to score another task, or the same one asked in other words.
@@ -135,6 +166,8 @@ def _faults(bank: ItemBank) -> list[str]:
         faults.append(f"expected link {' or '.join(get_args(Link))}; got {bank.link!r}")
     if not (bank.dispersion > 0).all():
         faults.append("expected dispersions above 0")
+    if bank.responses is not None and bank.responses.shape[1:] != (count,):
+        faults.append(f"expected responses of shape (models, {count}); got {bank.responses.shape}")
     if not np.allclose(bank.covariance, bank.covariance.T) or np.linalg.eigvalsh(bank.covariance)[0] <= 0:
         faults.append("expected a covariance that is symmetric and positive definite")
     return faults
@@ -146,11 +179,28 @@ def save_bank(bank: ItemBank, path: Path) -> None:
     Raises:
         OSError: the disk refused.
     """
-    header = {"format": _FORMAT, "task": bank.task, "digest": bank.digest, "link": bank.link}
+    header = {"format": _FORMAT, "task": bank.task, "metric": bank.metric, "digest": bank.digest, "link": bank.link}
     header |= {"calibrators": bank.calibrators, "items": list(bank.items)}
     arrays = {name: getattr(bank, name) for name in _ARRAYS}
+    if bank.responses is not None:
+        arrays["responses"] = _packed(bank.responses)
     with path.open("wb") as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+        np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+
+
+def _packed(responses: Floats) -> np.ndarray[Any, Any]:
+    """Right-or-wrong answers in a byte each, graded ones in two; in four where two cannot hold them."""
+    asked = ~np.isnan(responses)
+    if np.isin(responses[asked], (0.0, 1.0)).all():
+        return np.where(asked, responses, _MISSING).astype(np.uint8)
+    large = bool((np.abs(responses[asked]) > np.finfo(np.float16).max).any())
+    return responses.astype(np.float32 if large else np.float16)
+
+
+def _unpacked(stored: np.ndarray[Any, Any]) -> Floats:
+    """The inverse of `_packed`, up to rounding."""
+    responses = stored.astype(np.float64)
+    return np.where(stored == _MISSING, np.nan, responses) if stored.dtype == np.uint8 else responses
 
 
 def load_bank(path: Path) -> ItemBank:
@@ -163,14 +213,17 @@ def load_bank(path: Path) -> ItemBank:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             arrays = {name: np.array(file[name], dtype=np.float64) for name in _ARRAYS}
+            responses = _unpacked(file["responses"]) if "responses" in file else None
         if header["format"] != _FORMAT:
             raise ValueError(f"format {header['format']!r}, expected {_FORMAT}")
         return ItemBank(
             task=str(header["task"]),
+            metric=str(header["metric"]),
             digest=str(header["digest"]),
             items=tuple(int(item) for item in header["items"]),
             link=header["link"],
             calibrators=int(header["calibrators"]),
+            responses=responses,
             **arrays,
         )
     except FileNotFoundError:

@@ -55,18 +55,20 @@ def fit_bank(
     responses: Floats,
     *,
     task: str,
+    metric: str = "acc",
     items: Sequence[int],
     digest: str,
     weights: Floats | None = None,
     dimensions: int | None = None,
     start: ItemBank | None = None,
 ) -> ItemBank:
-    """Calibrate the items of a task.
+    """Calibrate the items of a task; the bank keeps the responses of the models that answered something.
 
     Args:
         responses: scores `[M, N]`, NaN where a model did not answer. Rows and columns may be empty, as long as
             something was answered. All in [0, 1] gives the logistic link, anything else the Gaussian.
         task: name of the task.
+        metric: what was measured.
         items: item ids `[N]`.
         digest: `content_digest` of items and prompts.
         weights: how many models each row counts as `[M]`, above 0; 1 each if None. Promoted candidates should count as
@@ -96,6 +98,7 @@ def fit_bank(
         found = _minimize(link, scores, dispersion, weights, found, rasch=rasch)
     bank = ItemBank(
         task=task,
+        metric=metric,
         digest=digest,
         items=tuple(int(item) for item in items),
         link=link,
@@ -105,6 +108,7 @@ def fit_bank(
         mean=np.zeros(found.slopes.shape[1]),
         covariance=np.eye(found.slopes.shape[1]),
         calibrators=len(scores),
+        responses=responses,
     )
     return _rescaled(_with_population(bank, scores, weights), centre, spread)
 

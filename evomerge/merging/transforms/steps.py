@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evomerge.errors import MergeError
+from evomerge.merging.calibrated import MOMENTS_FILE
 from evomerge.merging.sparse import is_float
 from evomerge.merging.transforms.competition import Competition
 from evomerge.merging.transforms.curvature import fisher, ota
@@ -65,7 +66,10 @@ def _gram(pool: ModelPool, facts: Facts, expert: str, spec: TensorSpec) -> torch
     gram, inputs = facts.gram(expert, spec.name), spec.shape[-2 if inputs_first(pool, spec) else -1]
     expected = f"regmean: expert {expert}: expected the Gram matrix of the inputs of {spec.name}"
     if gram is None:
-        raise MergeError(f"{expected}; got none; give calibration text that uses it")
+        raise MergeError(
+            f"{expected}; got none: no calibration text, or no linear module of its own, as MoE routers and experts "
+            "that share a tensor have none; give a text, or choose another transform"
+        )
     if gram.shape != (shape := (*spec.shape[:-2], inputs, inputs)):
         raise MergeError(f"{expected}, {shape}; got {tuple(gram.shape)}; calibrate with this expert")
     if not bool(gram.isfinite().all()):
@@ -110,7 +114,8 @@ def _ota(pool: ModelPool, facts: Facts, density: float) -> Step:
     def make(deltas: Deltas, moments: Mapping[str, torch.Tensor]) -> Deltas:
         return ota(deltas, moments, density)
 
-    wanted = _Wanted(transform="ota", fact="second moments", give="the second moments of its optimizer")
+    give = f"the second moments of its optimizer as {MOMENTS_FILE}"
+    wanted = _Wanted(transform="ota", fact="second moments", give=give)
     return _curved(pool, wanted, facts.second_moments, make)
 
 

@@ -1,0 +1,118 @@
+"""Commands about runs: starting or going on, looking at them, proving that they reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evomerge.cli.options import RunArgument, SetOption, load, open_console
+from evomerge.errors import EvomergeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evomerge.config import Experiment
+
+__all__ = ["replay", "report", "run", "status"]
+
+
+def run(
+    experiment: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, a shipped name, or a run folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME if left out.")] = None,
+    executor: Annotated[str | None, typer.Option(help="serial or ray, instead of what the file says.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Run an experiment; on an existing run folder, go on where it stopped."""
+    from evomerge.launch import launch
+    from evomerge.stopping import Stop
+    from evomerge.watching import watching
+
+    changes = [*([f"executor.kind={executor}"] if executor else []), *(set_ or [])]
+    folder, config = _folder_and_config(experiment, out, changes)
+    console = open_console()
+    with Stop().listening() as stop, watching(console) as watch:
+        for progress in launch(config, folder, stop, lambda text: console.print(text, soft_wrap=True)):
+            watch(progress, stop.requested)
+    _conclude(folder, console)
+
+
+def _folder_and_config(name: str, out: Path | None, changes: list[str]) -> tuple[Path, Experiment]:
+    from evomerge.config import recorded_experiment
+    from evomerge.runs import RunStore
+
+    if out is None and RunStore.exists(Path(name)):
+        with RunStore.read(Path(name)) as store:
+            return Path(name), recorded_experiment(store.experiment, name, changes)
+    config = load(name, changes)
+    return out or Path("runs") / config.name, config
+
+
+def _conclude(folder: Path, console: Console) -> None:
+    """The verdict of a run that ended, or how to go on with one that was stopped."""
+    from importlib.util import find_spec
+
+    from evomerge.reports import print_verdict, summarize, write_report
+    from evomerge.runs import RunStore
+
+    page = None
+    with RunStore.read(folder) as store:
+        if store.meta("state") == "stopped":
+            console.print(f"Stopped on request; nothing is lost. To go on: evomerge run {folder}")
+        if find_spec("plotly") and find_spec("jinja2"):
+            try:
+                page = write_report(store, folder / "report.html")
+            except EvomergeError as error:  # a report can be written again at any time; the verdict counts
+                typer.echo(f"warning: {error}", err=True)
+        print_verdict(summarize(store), console, page)
+
+
+def status(run: RunArgument) -> None:
+    """Show where a run stands, whether it is running or not."""
+    from evomerge.reports import print_status, summarize
+    from evomerge.runs import RunStore
+
+    with RunStore.read(run) as store:
+        print_status(summarize(store), open_console())
+
+
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; RUN/report.html if left out.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw the front into a PNG file.")] = None,
+) -> None:
+    """Write the report of a run: one HTML file that opens offline."""
+    from evomerge.reports import summarize, write_png, write_report
+    from evomerge.runs import RunStore
+
+    with RunStore.read(run) as store:
+        typer.echo(write_report(store, out or run / "report.html"))
+        if png is not None:
+            write_png(summarize(store), png)
+            typer.echo(png)
+
+
+def replay(
+    run: RunArgument,
+    candidate: Annotated[
+        str | None,
+        typer.Option("--candidate", help="Also merge and score this one again: knee, best:OBJECTIVE, number."),
+    ] = None,
+) -> None:
+    """Prove that a run reproduces: its genes from the seed, and one candidate's scores from its recipe."""
+    from evomerge.replay import replay_genomes, rescore
+
+    generations = replay_genomes(run)
+    typer.echo(f"{generations} generations: the algorithm asks for the recorded genes")
+    if candidate is not None:
+        again = rescore(run, candidate)
+        typer.echo(
+            f"candidate {again.candidate}: {again.items - len(again.differing)} of {again.items} items as recorded"
+        )
+        for task, item in again.differing[:20]:
+            typer.echo(f"  differs: {task} item {item}")
+        if again.differing:
+            raise typer.Exit(3)

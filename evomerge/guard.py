@@ -1,0 +1,73 @@
+"""What makes an experiment's result worth less than it looks, said before anything is spent. Needs no lm-eval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.config import Experiment, FitnessConfig, FunctionConfig
+from evomerge.engines.task_files import find_task_files, read_task
+from evomerge.errors import TaskError
+from evomerge.fitness import public_split
+
+__all__ = ["warnings_of"]
+
+
+def warnings_of(experiment: Experiment) -> tuple[str, ...]:
+    """One line for each thing that a search should not optimize on. Tasks that cannot be read are not judged."""
+    tasks = _task_files(experiment.fitness)
+    return (*_public(tasks), *_calibrated(experiment, tasks))
+
+
+def _task_files(fitness: FitnessConfig) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """File and content of every lm-eval task that is measured."""
+    try:
+        files = find_task_files(fitness.tasks)
+    except TaskError:
+        return {}
+    found = {}
+    for name in sorted({measured.task for measured in fitness.metrics} - fitness.scorers.keys()):
+        try:
+            file = files.file_of(name)
+            found[name] = file, read_task(file)
+        except TaskError:
+            continue
+    return found
+
+
+def _public(tasks: Mapping[str, tuple[Path, dict[str, Any]]]) -> Iterator[str]:
+    for name, (_, content) in tasks.items():
+        if (public := public_split(content)) is not None:
+            yield (
+                f"task {name!r} scores {public}, which published results are about: a search that optimizes on it "
+                "spoils it for judging the merged model; copy the task file and set test_split to a training split, or "
+                "bring items of your own"
+            )
+
+
+def _calibrated(experiment: Experiment, tasks: Mapping[str, tuple[Path, dict[str, Any]]]) -> Iterator[str]:
+    """Files that both prepare the models and score them."""
+    texts = {path.resolve() for path in experiment.pool.texts.values()}
+    for name, scored in (*_scorer_files(experiment.fitness), *_data_files(tasks)):
+        if scored.resolve() in texts:
+            yield (
+                f"{scored} is the calibration text and scores the task {name!r}: candidates that use it are favoured; "
+                "use another text for one of them"
+            )
+
+
+def _scorer_files(fitness: FitnessConfig) -> Iterator[tuple[str, Path]]:
+    for name, scorer in fitness.scorers.items():
+        file = scorer.items if isinstance(scorer, FunctionConfig) else scorer.text
+        if isinstance(file, Path):
+            yield name, file
+
+
+def _data_files(tasks: Mapping[str, tuple[Path, dict[str, Any]]]) -> Iterator[tuple[str, Path]]:
+    for name, (file, content) in tasks.items():
+        files = (content.get("dataset_kwargs") or {}).get("data_files")
+        named = files.values() if isinstance(files, dict) else [files]
+        for path in (path for entry in named for path in (entry if isinstance(entry, list) else [entry])):
+            if isinstance(path, str):
+                yield name, file.parent / path

@@ -1,0 +1,88 @@
+"""Islands of CMA-ES that each look at another corner of the objectives, and exchange their best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import final
+
+import numpy as np
+
+from evomerge.pareto import nondominated, shortlist
+from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.cma import Cma
+from evomerge.population.latent import Floats
+from evomerge.rng import derive_seed
+from evomerge.spaces import Genome
+
+__all__ = ["Islands"]
+
+_AUGMENTATION = 0.05
+"""What the sum of all objectives counts beside an island's own aim, so that none is given up for nothing."""
+
+
+@final
+class Islands(Algorithm):
+    """One diagonal CMA-ES for each objective and one for the middle of the front.
+
+    An island minimizes the augmented Chebyshev distance to the best costs of the generation, each objective scaled by
+    the range of the generation's front (Steuer 1986), with its own weights. A generation is scored on the same items by
+    all islands, so its costs compare: an island whose aim is met better elsewhere invites that genome (`Cma.invite`).
+
+    Answers with the means of the islands, the middle first, then the front of the last generation.
+
+    Args:
+        start: first mean of all islands.
+        objectives: number of costs of each genome, at least 2.
+        population: genomes per generation, shared as evenly as can be.
+        sigma: first step size as a share of each gene's range.
+        seed: seed of the run.
+    """
+
+    def __init__(self, *, start: Genome, objectives: int, population: int, sigma: float, seed: int) -> None:
+        self.population = population
+        self._aims: Floats = np.vstack([np.full((1, objectives), 1.0 / objectives), np.eye(objectives)])
+        bounds = np.linspace(0, population, len(self._aims) + 1).round().astype(int)
+        self._places = [slice(first, last) for first, last in pairwise(bounds.tolist())]
+        self._islands = [
+            Cma(
+                start=start,
+                weights=(1.0,),
+                population=place.stop - place.start,
+                sigma=sigma,
+                seed=derive_seed(seed, "island", number),
+                diagonal=True,
+            )
+            for number, place in enumerate(self._places)
+        ]
+        self._last: Sequence[Evaluation] = ()
+
+    def answer(self) -> tuple[Genome, ...]:
+        """See `Algorithm.answer`."""
+        means = [genome for island in self._islands for genome in island.answer()[:1]]
+        front = [self._last[i].genome for i in shortlist([evaluation.costs for evaluation in self._last])]
+        return tuple(dict.fromkeys([*means, *front]))
+
+    def _propose(self) -> tuple[Genome, ...]:
+        return tuple(genome for island in self._islands for genome in island.ask())
+
+    def _learn(self, evaluations: Sequence[Evaluation]) -> None:
+        distances = _distances(np.array([evaluation.costs for evaluation in evaluations]), self._aims)
+        for island, place, column in zip(self._islands, self._places, distances.T, strict=True):
+            told = [Evaluation(genome=e.genome, costs=(float(c),)) for e, c in zip(evaluations, column, strict=True)]
+            best = int(column.argmin())
+            if column[best] < column[place].min():
+                island.invite(told[best])
+            island.tell(told[place])
+        self._last = evaluations
+
+
+def _distances(costs: Floats, aims: Floats) -> Floats:
+    """`(n, islands)`: augmented Chebyshev distances to the ideal point, for each row of weights."""
+    scale = np.abs(costs).max(axis=0)
+    costs = costs / np.where(scale > 0.0, scale, 1.0)  # so that ranges of huge costs do not overflow
+    front = costs[nondominated(costs)]
+    span = np.ptp(front, axis=0)
+    gaps = (costs - front.min(axis=0)) / np.where(span > 1e-12, span, 1.0)
+    distances: Floats = (gaps[:, None, :] * aims).max(axis=2) + _AUGMENTATION * gaps.sum(axis=1, keepdims=True)
+    return distances

@@ -1,0 +1,177 @@
+"""Algorithms and knots on synthetic merges of known truth: what an answer is really worth, what asking costs.
+
+Every answer is measured noise-free. Seeds are paired: all rows meet the same tasks. `make bench NAME=search`.
+
+What was chosen here: the shape of `landscapes`, so that per-layer searches do about as badly as published ones; 100
+answers a candidate and objective, binomial; hypervolume from an accuracy of 0.25, relative to the true front of all 64
+coefficients, which a space with knots cannot quite reach.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from landscapes import GROUPS, LAYERS, Floats, Merge, front_volume, made, profile, volume
+from pydantic import TypeAdapter
+from scipy import stats
+from table import QUICK, Row, conclude
+
+from evomerge.config import Algorithm as AlgorithmConfig
+from evomerge.population import Algorithm, Evaluation, build_algorithm
+from evomerge.spaces import Gene, Genome
+
+SEEDS = range(8 if QUICK else 24)
+STOPS = (200, 500, 1000)
+ANSWERS = 100
+CONFIG: TypeAdapter[Any] = TypeAdapter(AlgorithmConfig)
+Worth = Callable[[Algorithm], float]
+
+
+class Coefficients:
+    """The space of so many numbers, each from the middle."""
+
+    def __init__(self, genes: int) -> None:
+        self.genes = tuple(Gene(name=f"weight.{i}", low=0.0, high=1.0, start=0.5) for i in range(genes))
+        self.start = Genome((0.5,) * genes)
+
+    def decode(self, genome: Genome) -> Any:
+        """Never asked for: what a genome means is the landscape's affair."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """An algorithm and a number of knots per group.
+
+    Attributes:
+        targets: at each stop; empty for a baseline or a complement.
+    """
+
+    name: str
+    keys: dict[str, Any]
+    knots: int
+    targets: tuple[float, ...] = ()
+
+
+PER_LAYER = LAYERS
+SINGLE = (
+    Contender(name="default: cma 24, 8 knots", keys={"kind": "cma", "population": 24}, knots=8, targets=(68, 71, 72)),
+    Contender(name="sep_cma 24, 8 knots", keys={"kind": "sep_cma", "population": 24}, knots=8),
+    Contender(name="cat_cma 24, 8 knots", keys={"kind": "cat_cma", "population": 24}, knots=8),
+    Contender(name="lr_adapt 24, 8 knots", keys={"kind": "cma", "population": 24, "lr_adapt": True}, knots=8),
+    Contender(name="published style: cma 16 per layer", keys={"kind": "cma", "population": 16}, knots=PER_LAYER),
+    Contender(name="random per layer", keys={"kind": "random", "population": 20}, knots=PER_LAYER),
+)
+DOUBLE = (
+    Contender(
+        name="default: sms_emoa 20, 4 knots",
+        keys={"kind": "sms_emoa", "population": 20},
+        knots=4,
+        targets=(70, 84, 88),
+    ),
+    Contender(name="nsga2 20, 4 knots", keys={"kind": "nsga2", "population": 20}, knots=4),
+    Contender(name="nsga3 20, 4 knots", keys={"kind": "nsga3", "population": 20}, knots=4),
+    Contender(name="islands 36, 8 knots", keys={"kind": "islands", "population": 36}, knots=8),
+    Contender(name="sms_emoa 40, 8 knots", keys={"kind": "sms_emoa", "population": 40}, knots=8),
+    Contender(name="map 20, 4 knots", keys={"kind": "map", "population": 20}, knots=4),
+    Contender(name="published style: nsga2 40 per layer", keys={"kind": "nsga2", "population": 40}, knots=PER_LAYER),
+    Contender(name="random per layer", keys={"kind": "random", "population": 20}, knots=PER_LAYER),
+)
+ASKING = ("cma", "sep_cma", "cat_cma", "nsga2", "nsga3", "sms_emoa", "islands", "random")
+
+
+def built(keys: dict[str, Any], genes: int, objectives: int, seed: int) -> Algorithm:
+    """A fresh algorithm."""
+    config = CONFIG.validate_python(keys)
+    return build_algorithm(config, space=Coefficients(genes), weights=(1.0,) * objectives, seed=seed)
+
+
+def searched(contender: Contender, tasks: tuple[Merge, ...], seed: int, worth: Worth) -> list[float]:
+    """What the answer is worth at each stop, in per cent."""
+    rng = np.random.default_rng((seed, 1000))
+    algorithm = built(contender.keys, contender.knots * GROUPS, len(tasks), seed)
+    found, spent = [], 0
+    for stop in STOPS:
+        while spent + algorithm.population <= stop:
+            genomes = algorithm.ask()
+            truth = [accuracies(tasks, genome, contender.knots) for genome in genomes]
+            scores = rng.binomial(ANSWERS, truth) / ANSWERS
+            told = zip(genomes, scores.tolist(), strict=True)
+            algorithm.tell([Evaluation(genome=g, costs=tuple(-score for score in row)) for g, row in told])
+            spent += algorithm.population
+        found.append(100.0 * worth(algorithm))
+    return found
+
+
+def accuracies(tasks: tuple[Merge, ...], genome: Genome, knots: int) -> tuple[float, ...]:
+    """The truth about a genome."""
+    coefficients = profile(genome.values, knots)
+    return tuple(task.accuracy(coefficients) for task in tasks)
+
+
+def single(contender: Contender, seed: int) -> list[float]:
+    """True accuracy of the first answer."""
+    tasks = (made(seed),)
+    return searched(contender, tasks, seed, lambda a: accuracies(tasks, a.answer()[0], contender.knots)[0])
+
+
+def double(contender: Contender, seed: int) -> list[float]:
+    """True hypervolume of the answer, relative to the true front."""
+    tasks = (made(seed, 0), made(seed, 1))
+    most = front_volume(*tasks)
+
+    def worth(algorithm: Algorithm) -> float:
+        return float(volume([accuracies(tasks, genome, contender.knots) for genome in algorithm.answer()]) / most)
+
+    return searched(contender, tasks, seed, worth)
+
+
+def rows_of(title: str, contender: Contender, measure: Callable[[Contender, int], list[float]]) -> list[Row]:
+    """Means and 95 % intervals over the seeds, one row for each stop."""
+    figures: Floats = np.array([measure(contender, seed) for seed in SEEDS])
+    means = figures.mean(axis=0)
+    half = stats.t.ppf(0.975, len(figures) - 1) * figures.std(axis=0, ddof=1) / np.sqrt(len(figures))
+    targets = contender.targets or (None,) * len(STOPS)
+    return [
+        Row(
+            name=f"{title}, {contender.name} @{stop}",
+            target="-" if target is None else f">= {target:.0f}",
+            measured=f"{mean:.1f} +- {reach:.1f}",
+            met=None if target is None else bool(mean >= target),
+        )
+        for stop, target, mean, reach in zip(STOPS, targets, means, half, strict=True)
+    ]
+
+
+def asking(kind: str) -> Row:
+    """Time to ask and tell at 200 genes and two objectives, per candidate."""
+    algorithm = built({"kind": kind}, 200, 2, 0)
+    rng = np.random.default_rng(0)
+    generations = 10
+    started = time.perf_counter()
+    for _ in range(generations):
+        told = [Evaluation(genome=genome, costs=tuple(rng.random(2).tolist())) for genome in algorithm.ask()]
+        algorithm.tell(told)
+    spent = 1000.0 * (time.perf_counter() - started) / (generations * algorithm.population)
+    return Row(name=f"ask and tell, 200 genes, {kind}", target="<= 2 ms", measured=f"{spent:.2f} ms", met=spent <= 2.0)
+
+
+def replaying() -> Row:
+    """Time for the default to take in 10,000 evaluations of 64 genes again."""
+    algorithm = built({"kind": "cma"}, 64, 1, 0)
+    rng = np.random.default_rng(0)
+    started = time.perf_counter()
+    for _ in range(10_000 // algorithm.population):
+        algorithm.tell([Evaluation(genome=genome, costs=(float(rng.random()),)) for genome in algorithm.ask()])
+    spent = time.perf_counter() - started
+    return Row(name="replay of 10,000 evaluations, cma", target="<= 30 s", measured=f"{spent:.1f} s", met=spent <= 30.0)
+
+
+if __name__ == "__main__":
+    rows = [row for contender in SINGLE for row in rows_of("accuracy", contender, single)]
+    rows += [row for contender in DOUBLE for row in rows_of("hypervolume", contender, double)]
+    conclude("search", [*rows, *map(asking, ASKING), replaying()])
