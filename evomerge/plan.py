@@ -7,6 +7,7 @@ from math import prod
 
 from evomerge.config import Experiment, FitnessConfig, IrtConfig
 from evomerge.merging.cache import folder_of
+from evomerge.merging.calibrated import CALIBRATION, statistics_bytes
 from evomerge.merging.footprint import RESERVE, Memory, footprints, host_memory, needs_of, size
 from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import ModelPool
@@ -46,6 +47,9 @@ def estimate_plan(
     yield from _memory(experiment, pool, lineup.dtype)
     yield "shared per node", f"{size(stored)} of model files and what is prepared of them are mapped once"
     yield "disk", "the run folder only: candidates are never written; each export takes one model"
+    if "grams" in experiment.space.statistics:
+        most = size(statistics_bytes(pool))
+        yield "disk for calibration", f"{most} at most, measured once, in {folder_of(CALIBRATION)}"
     if transforms := experiment.space.every_transform:
         most = size(disk_bytes(pool, transforms))
         told = f"at most, mapped like model files: {', '.join(transforms)} of each expert, built once per pool"

@@ -1,4 +1,4 @@
-"""A run that asks all there is of a text and of optimizers: it ends, resumes, replays, exports, and protects its text."""
+"""A run that needs all that a text and an optimizer can tell: it ends, replays, exports, and protects its text."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_an_exported_recipe_merges_with_the_text(folder: Path) -> None:
         with pytest.raises(ConfigError, match="give it with --calibration FILE") as refused:
             merge(exported / "recipe.json", folder / "never", models, calibration=given)
         assert [fault.path for fault in refused.value.faults] == missing
+    texts = CalibrationConfig(text={"nobody": folder / "text.txt"})
     with pytest.raises(ConfigError, match="expected calibration texts for base, rev; got 'nobody'"):
-        texts = CalibrationConfig(text={"nobody": folder / "text.txt"})
         merge(exported / "recipe.json", folder / "never", models, calibration=texts)
 
 

@@ -126,7 +126,7 @@ class IslandsConfig(AlgorithmConfig):
     objectives = (2, 1000)
     share = 4
     kind: Literal["islands"]
-    population: Population = 36
+    population: Population = 60
     """Candidates per generation, shared by the islands."""
     sigma: Sigma = 0.2
     """First step size, as a share of each gene's range."""

@@ -109,7 +109,7 @@ class EngineConfig(Strict):
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads per worker."""
     residency: Literal["auto", "device", "pinned", "mapped"] = "auto"
-    """Where base and experts are kept: in the GPU's memory, in page-locked host memory, or in their mapped files; `auto`
+    """Where base and experts are kept: in the GPU's memory, in page-locked host memory, or in mapped files; `auto`
     takes the first that fits. On a CPU they are mapped."""
     deltas: Literal["exact", "int8"] = "exact"
     """`int8`: the search merges 8-bit task vectors, which take less memory; what is confirmed or exported is exact. For

@@ -102,7 +102,7 @@ def _sequences(engine: TransformersEngine, pool: ModelPool, model: str) -> list[
     """The text as sequences `[1, tokens]` of one length; the rest is left out. A short text is one shorter sequence."""
     import torch
 
-    assert pool.calibration is not None, "statistics_file has refused this"
+    assert pool.calibration is not None, "statistics_folder has refused this"
     file, tokens = pool.calibration.texts[model], pool.calibration.tokens
     ids = token_ids(engine.tokenizer, file, tokens)
     if len(ids) < 2:

@@ -22,6 +22,7 @@ import numpy as np
 
 from evomerge.errors import MergeError, PoolError
 from evomerge.merging.cache import entry_of, touch
+from evomerge.merging.layout import stores_inputs_first
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -140,7 +141,9 @@ def statistics_folder(pool: ModelPool, model: str, statistic: Statistic) -> Path
 
 def statistics_bytes(pool: ModelPool) -> int:
     """The most that the Gram matrices of all experts take in the cache; other statistics are small."""
-    inputs = [spec.shape[-1] for spec in pool.specs if len(spec.shape) == 2 and spec.layer is not None]
+    kind = str(pool.config.get("model_type"))
+    maps = [spec for spec in pool.specs if len(spec.shape) == 2 and spec.layer is not None]
+    inputs = (spec.shape[0 if stores_inputs_first(spec.name, 2, kind) else 1] for spec in maps)
     return len(pool.experts) * sum(4 * n * n for n in inputs)
 
 

@@ -66,8 +66,17 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 }
 
 
+_GPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "emulate_precision_casts": True,  # also turns off the fusion of products and sums
+    "eager_numerics.division_rounding": True,
+    "eager_numerics.disable_ftz": True,
+}
+"""For the numbers of uncompiled kernels; written for CUDA, and never run on one."""
+
+
 def _inductor(function: Call) -> Call:
-    return torch.compile(function, fullgraph=True, options=_OPTIONS)
+    options = _OPTIONS | (_GPU_OPTIONS if torch.cuda.is_available() else {})
+    return torch.compile(function, fullgraph=True, options=options)
 
 
 @final

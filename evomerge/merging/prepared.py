@@ -84,7 +84,7 @@ def once(pool: ModelPool, key: Hashable, make: Callable[[], T]) -> T:
     return cast("T", known[key])
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # a pool, and what core space makes of it
 def _in_memory(digest: str) -> dict[Hashable, Any]:
     return {}
 

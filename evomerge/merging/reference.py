@@ -18,7 +18,7 @@ from evomerge.merging.calibrated import importance
 from evomerge.merging.gram_reference import GRAM_REFERENCES
 from evomerge.merging.layout import stores_inputs_first
 from evomerge.merging.matrix_reference import in_core_space, iso_c
-from evomerge.merging.sparse_reference import SPARSE_REFERENCES, difference, sparsified
+from evomerge.merging.sparse_reference import SPARSE_REFERENCES, difference, is_nothing, sparsified
 from evomerge.merging.widen_reference import widen
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _sparse(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[_Row]:
     return [
         _Row(weight, *sparsified(recipe, pool, spec, source, density))
         for source, weight, density in zip(recipe.sources, weights, densities, strict=True)
-        if density > 0
+        if density > 0 and not is_nothing(recipe, density)
     ]
 
 

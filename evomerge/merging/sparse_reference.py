@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Sparsified = tuple[torch.Tensor, float]
 
-__all__ = ["SPARSE_REFERENCES", "difference", "sparsified"]
+__all__ = ["SPARSE_REFERENCES", "difference", "is_nothing", "sparsified"]
 
 
 _FLOATS = frozenset({"bfloat16", "float16", "float32", "float64"})
@@ -30,6 +30,11 @@ def difference(recipe: Recipe, pool: ModelPool, source: str, name: str) -> torch
     """One source's `x`, formed in fp32, as fp64, flattened."""
     base = pool.tensor(str(recipe.base), name).float()
     return (pool.tensor(source, name).float() - base).double().reshape(-1)
+
+
+def is_nothing(recipe: Recipe, density: float) -> bool:
+    """Whether a density is finer than random masks are."""
+    return _SPARSIFY.get(recipe.operator) in (_dropped, _pruned) and density < masks.FINEST
 
 
 def sparsified(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, density: float) -> Sparsified:

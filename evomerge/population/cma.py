@@ -109,6 +109,11 @@ class Cma(Algorithm):
         self._last: list[Genome] = []
         self._guest: Evaluation | None = None
 
+    @property
+    def mean(self) -> Floats:
+        """`(d,)`: mean of the distribution, in latent space."""
+        return self._mean
+
     def invite(self, guest: Evaluation) -> None:
         """Let a better genome from elsewhere take the place of the worst, once, in the coming `tell`.
 

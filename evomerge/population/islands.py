@@ -11,7 +11,7 @@ import numpy as np
 from evomerge.pareto import nondominated, shortlist
 from evomerge.population.base import Algorithm, Evaluation
 from evomerge.population.cma import Cma
-from evomerge.population.latent import Floats
+from evomerge.population.latent import Floats, to_genome
 from evomerge.rng import derive_seed
 from evomerge.spaces import Genome
 
@@ -19,6 +19,9 @@ __all__ = ["Islands"]
 
 _AUGMENTATION = 0.05
 """What the sum of all objectives counts beside an island's own aim, so that none is given up for nothing."""
+
+_STEPS = (0.5, 0.25, 0.75)
+"""Shares of the way from the middle to a corner at which answers lie, too."""
 
 
 @final
@@ -29,7 +32,9 @@ class Islands(Algorithm):
     the range of the generation's front (Steuer 1986), with its own weights. A generation is scored on the same items by
     all islands, so its costs compare: an island whose aim is met better elsewhere invites that genome (`Cma.invite`).
 
-    Answers with the means of the islands, the middle first, then the front of the last generation.
+    Answers with the means of the islands, the middle first; then with points at equal steps between the middle and each
+    corner, near which the optimal genomes lie where the objectives bend smoothly; then with the front of the last
+    generation. Means, and what lies between them, were never scored, but owe less to luck than what was.
 
     Args:
         start: first mean of all islands.
@@ -59,9 +64,12 @@ class Islands(Algorithm):
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
-        means = [genome for island in self._islands for genome in island.answer()[:1]]
+        if not self._last:
+            return ()
+        middle, *corners = (island.mean for island in self._islands)
+        steps = [middle + (corner - middle) * step for step in _STEPS for corner in corners]
         front = [self._last[i].genome for i in shortlist([evaluation.costs for evaluation in self._last])]
-        return tuple(dict.fromkeys([*means, *front]))
+        return tuple(dict.fromkeys([*map(to_genome, [middle, *corners, *steps]), *front]))
 
     def _propose(self) -> tuple[Genome, ...]:
         return tuple(genome for island in self._islands for genome in island.ask())

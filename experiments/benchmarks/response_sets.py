@@ -22,7 +22,8 @@ __all__ = ["Merges", "Stress", "folder", "merges_of", "simulated_merges", "simul
 TESTS = 250
 PROMOTED = 20
 MERGED = re.compile(
-    r"slerp|ties|dare|merg|frank|breadcrumb|linear|soup|blend|task.?arith|stock|passthrough|fusion", re.IGNORECASE
+    r"slerp|ties|dare|merg|frank|breadcrumb|linear|soup|blend|task.?arith|stock|passthrough|fusion|moe|mix(?!tral)",
+    re.IGNORECASE,
 )
 
 

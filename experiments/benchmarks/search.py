@@ -68,14 +68,12 @@ SINGLE = (
 )
 DOUBLE = (
     Contender(
-        name="default: sms_emoa 20, 4 knots",
-        keys={"kind": "sms_emoa", "population": 20},
-        knots=4,
-        targets=(70, 84, 88),
+        name="default: islands 60, 4 knots", keys={"kind": "islands", "population": 60}, knots=4, targets=(70, 84, 88)
     ),
+    Contender(name="islands 60, 8 knots", keys={"kind": "islands", "population": 60}, knots=8),
     Contender(name="nsga2 20, 4 knots", keys={"kind": "nsga2", "population": 20}, knots=4),
     Contender(name="nsga3 20, 4 knots", keys={"kind": "nsga3", "population": 20}, knots=4),
-    Contender(name="islands 36, 8 knots", keys={"kind": "islands", "population": 36}, knots=8),
+    Contender(name="sms_emoa 20, 4 knots", keys={"kind": "sms_emoa", "population": 20}, knots=4),
     Contender(name="sms_emoa 40, 8 knots", keys={"kind": "sms_emoa", "population": 40}, knots=8),
     Contender(name="map 20, 4 knots", keys={"kind": "map", "population": 20}, knots=4),
     Contender(name="published style: nsga2 40 per layer", keys={"kind": "nsga2", "population": 40}, knots=PER_LAYER),
@@ -152,11 +150,13 @@ def asking(kind: str) -> Row:
     algorithm = built({"kind": kind}, 200, 2, 0)
     rng = np.random.default_rng(0)
     generations = 10
-    started = time.perf_counter()
+    seconds = []
     for _ in range(generations):
+        started = time.perf_counter()
         told = [Evaluation(genome=genome, costs=tuple(rng.random(2).tolist())) for genome in algorithm.ask()]
         algorithm.tell(told)
-    spent = 1000.0 * (time.perf_counter() - started) / (generations * algorithm.population)
+        seconds.append(time.perf_counter() - started)
+    spent = 1000.0 * float(np.median(seconds)) / algorithm.population
     return Row(name=f"ask and tell, 200 genes, {kind}", target="<= 2 ms", measured=f"{spent:.2f} ms", met=spent <= 2.0)
 
 

@@ -34,11 +34,11 @@ def trims() -> st.SearchStrategy[Trim]:
     return st.builds(Trim, threshold=st.integers(0, 4).map(lambda i: i * STEP), last_tie=st.integers(0, 99))
 
 
-def rules(kind: str) -> st.SearchStrategy[Keep | None]:
+def rules(kind: str, *, inverse: bool) -> st.SearchStrategy[Keep | None]:
     seeds, densities = st.integers(0, 2**63 - 1), st.floats(0.01, 0.99)
     scope: RankScope = "row" if kind == "prune by row" else "tensor"
-    prunes = st.tuples(st.floats(0.01, 0.99), st.floats(0, 0.5), seeds, st.booleans()).map(
-        lambda t: Prune(seed=t[2], density=t[0], epsilon=min(t[1], t[0], 1 - t[0]), ranks=scope, inverse=t[3])
+    prunes = st.tuples(st.floats(0.01, 0.99), st.floats(0, 0.5), seeds).map(
+        lambda t: Prune(seed=t[2], density=t[0], epsilon=min(t[1], t[0], 1 - t[0]), ranks=scope, inverse=inverse)
     )
     found: dict[str, st.SearchStrategy[Any]] = {
         "all": st.none(),
@@ -52,6 +52,9 @@ def rules(kind: str) -> st.SearchStrategy[Keep | None]:
     return st.one_of(st.none(), found[kind], found[kind])
 
 
+ENOUGH = compiled.LEAST + 1000
+
+
 KINDS = ["all", "trim", "band", "drop", "prune by row", "prune by tensor", "clip"]
 NUMBERS = st.one_of(st.floats(-2, 2, width=32), st.sampled_from([1.0, -1.0]))
 POSITIVE = st.one_of(st.floats(0, 2, width=32), st.sampled_from([0.0, 1.0]))
@@ -59,7 +62,7 @@ POSITIVE = st.one_of(st.floats(0, 2, width=32), st.sampled_from([0.0, 1.0]))
 
 @st.composite
 def kernels(draw: st.DrawFn, count: int) -> Kernel:
-    rule = rules(draw(st.sampled_from(KINDS)))
+    rule = rules(draw(st.sampled_from(KINDS)), inverse=draw(st.booleans()))
     weights, gains, shares = (draw(st.lists(s, min_size=count, max_size=count)) for s in (NUMBERS, POSITIVE, POSITIVE))
     terms = tuple(Term(source=f"{k}", weight=weight, keep=draw(rule)) for k, weight in enumerate(weights))
     whole = tuple(Term(source=f"{k}", weight=weight) for k, weight in enumerate(weights))
@@ -112,6 +115,7 @@ def test_expressions_give_the_numbers_of_the_kernels(
     stored = data.draw(st.lists(st.sampled_from(DTYPES), min_size=count + 1, max_size=count + 1))
     pool = memory_pool(family(count, (rows, columns), stored, data.draw(st.integers(0, 99))))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "LEAST", 2)
         patch.setattr(compiled, "BLOCK", data.draw(st.sampled_from([2, 16, 1 << 20])))
         compiler = Compiler(pays_from=0, compile=as_it_is)
         assert_same(data.draw(kernels(count)), pool, data.draw(st.sampled_from(DTYPES)), compiler)
@@ -119,10 +123,15 @@ def test_expressions_give_the_numbers_of_the_kernels(
 
 TERMS = tuple(Term(source=f"{k}", weight=w, keep=Trim(threshold=2 * STEP, last_tie=5)) for k, w in enumerate([1.0, -2]))
 DROPS = tuple(Term(source=f"{k}", weight=w, keep=Drop(seed=k, density=0.3)) for k, w in enumerate([0.3, -0.2]))
-TRULY = {
+PRUNES = tuple(
+    Term(source=f"{k}", weight=w, keep=Prune(seed=k, density=0.4, epsilon=e, ranks="row", inverse=True))
+    for k, (w, e) in enumerate([(0.3, 0.1), (-0.2, 0.4)])
+)
+TRULY: dict[str, Kernel] = {
     "linear": Linear(terms=tuple(Term(source=f"{k}", weight=0.3 + k) for k in range(2)), divisor=0.7),
     "vote": Vote(base="base", terms=TERMS, gains=(1.0, 0.3), shares=(0.4, 0.7), zero="majority", scale=0.9),
     "mask": Delta(base="base", terms=DROPS, divisor=0.7, scale=0.9),
+    "prune": Delta(base="base", terms=PRUNES, divisor=0.7, scale=0.9),
 }
 
 
@@ -135,30 +144,31 @@ needs_compiler = pytest.mark.skipif(bool(missing()), reason="no C++ compiler")
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["vote", "mask"])
+@pytest.mark.parametrize("name", ["vote", "mask", "prune"])
 def test_compiled_passes_give_the_same_numbers_for_any_size(
     memory_pool: MakePool, name: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "BLOCK", 1000)
-    for size in (70001, 2, 999, 1001):
-        pool = memory_pool(family(2, (size,), ["bfloat16", "bfloat16", "float32"], size))
-        assert_same(TRULY[name], pool, "bfloat16", compiler)
+    monkeypatch.setattr(compiled, "BLOCK", 20_000)
+    for columns in (ENOUGH, 70_001, 20_000, 20_001, 39_999):
+        pool = memory_pool(family(2, (1, columns), ["bfloat16", "bfloat16", "float32"], columns))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert_same(TRULY[name], pool, "bfloat16", compiler)
 
 
 @needs_compiler
 def test_outputs_may_be_strided_and_of_another_dtype(memory_pool: MakePool, compiler: Compiler) -> None:
-    pool = memory_pool(family(2, (30, 50), ["bfloat16", "bfloat16", "float32"]))
+    pool = memory_pool(family(2, (90, 110), ["bfloat16", "bfloat16", "float32"]))
     plan = MergePlan(
-        tensors=(TensorPlan(name="w", shape=(30, 50), dtype="bfloat16", kernel=TRULY["linear"]),),
+        tensors=(TensorPlan(name="w", shape=(90, 110), dtype="bfloat16", kernel=TRULY["linear"]),),
     )
-    out = torch.empty(50, 30, dtype=torch.float32).t()
+    out = torch.empty(110, 90, dtype=torch.float32).t()
     execute_into(plan, pool, {"w": out}, compiler=compiler)
     assert torch.equal(out, merged(TRULY["linear"], pool, "bfloat16", NEVER).float())
 
 
 @needs_compiler
 def test_threads_share_compiled_kernels(memory_pool: MakePool, compiler: Compiler) -> None:
-    pool = memory_pool(family(2, (500,), ["bfloat16", "bfloat16", "float32"]))
+    pool = memory_pool(family(2, (ENOUGH,), ["bfloat16", "bfloat16", "float32"]))
     with ThreadPoolExecutor(4) as threads:
         outs = list(threads.map(lambda _: merged(TRULY["linear"], pool, "bfloat16", compiler), range(20)))
     expected = merged(TRULY["linear"], pool, "bfloat16", NEVER)
@@ -167,8 +177,8 @@ def test_threads_share_compiled_kernels(memory_pool: MakePool, compiler: Compile
 
 def test_a_form_is_compiled_once_a_process_has_made_enough_of_it(memory_pool: MakePool) -> None:
     made = []
-    compiler = Compiler(pays_from=250, compile=lambda function: made.append(function) or function)
-    pool = memory_pool(family(2, (100,), ["bfloat16"] * 3))
+    compiler = Compiler(pays_from=2.5 * ENOUGH, compile=lambda function: made.append(function) or function)
+    pool = memory_pool(family(2, (ENOUGH,), ["bfloat16"] * 3))
     counts = []
     for kernel in (TRULY["linear"], TRULY["linear"], TRULY["mask"], TRULY["linear"], TRULY["linear"]):
         merged(kernel, pool, "bfloat16", compiler)
@@ -183,7 +193,7 @@ def test_what_cannot_be_compiled_is_merged_all_the_same(
         raise OSError("no space left\non the device")
 
     compiler = Compiler(pays_from=0, compile=fail)
-    pool = memory_pool(family(2, (100,), ["bfloat16"] * 3))
+    pool = memory_pool(family(2, (ENOUGH,), ["bfloat16"] * 3))
     for _ in range(2):
         out = merged(TRULY["vote"], pool, "bfloat16", compiler)
         assert torch.equal(out, merged(TRULY["vote"], pool, "bfloat16", NEVER))
@@ -196,7 +206,7 @@ def test_nothing_is_tried_without_a_compiler(memory_pool: MakePool, monkeypatch:
     assert missing() == "no C++ compiler (no-such-compiler)"
     made: list[Any] = []
     compiler = Compiler(pays_from=0, compile=lambda function: made.append(function) or function)
-    pool = memory_pool(family(2, (100,), ["bfloat16"] * 3))
+    pool = memory_pool(family(2, (ENOUGH,), ["bfloat16"] * 3))
     merged(TRULY["linear"], pool, "bfloat16", compiler)
     assert not made
     assert compiler.broken

@@ -92,3 +92,12 @@ def test_della_restores_the_sum_of_magnitudes(memory_pool: MakePool) -> None:
         recipe = recipe_of(density=0.4, epsilon=0.2, rank=rank, rescale="l1")
         ((_, merged),) = execute(lower(recipe, pool), pool)
         assert float(merged.abs().sum()) == pytest.approx(float(pool.tensor("one", NAME).abs().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("density", "changed"), [(5e-324, False), (2.0**-33, False), (2.0**-5, True)])
+def test_densities_below_the_finest_keep_nothing(memory_pool: MakePool, density: float, changed: bool) -> None:
+    pool = large(memory_pool)
+    for rescale in ("inverse", "l1", "none"):
+        ((_, merged),) = execute(lower(recipe_of(density=density, epsilon=0.2, rescale=rescale), pool), pool)
+        assert bool(merged.isfinite().all())
+        assert bool(merged.any()) is changed

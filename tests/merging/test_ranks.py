@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from evomerge.merging import masks, ranks
-from evomerge.merging.keep_rules import Prune, RankScope
+from evomerge.merging import ranks
+from evomerge.merging.keep_rules import RankScope
 from evomerge.merging.statistics import Difference
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
@@ -58,13 +58,3 @@ def test_runs_have_the_levels_of_the_whole(memory_pool: MakePool, scope: RankSco
     table, magnitudes = ranks.table(pool, DIFFERENCE, scope), x.reshape(-1).abs()
     for start, stop in ((0, 10), (262_140, 262_150), (349_990, 350_000)):
         assert ranks.levels(table, scope, start, magnitudes[start:stop]).tolist() == whole[start:stop]
-
-
-@pytest.mark.parametrize("scope", ["row", "tensor"])
-def test_l1_of_what_a_mask_keeps(memory_pool: MakePool, scope: RankScope) -> None:
-    x = torch.randn(700, 500, generator=torch.Generator().manual_seed(0))
-    pool = pool_of(memory_pool, x)
-    prune = Prune(seed=7, density=0.4, epsilon=0.2, ranks=scope, inverse=False)
-    q = 0.2 + 0.4 * torch.tensor(levels_of(pool, scope)) / 255
-    kept = x.reshape(-1)[masks.uniform(7, 0, x.numel()) < q]
-    assert ranks.kept_l1(pool, DIFFERENCE, prune) == pytest.approx(float(kept.abs().sum(dtype=torch.float64)), rel=1e-6)

@@ -119,7 +119,7 @@ def test_a_pinned_pool_is_streamed_tensor_by_tensor(memory_pool: MakePool, appro
     plan, found = lower(recipe, pool), []
     for tier in ("pinned", "mapped"):
         deltas: Any = "int8" if approximate else "exact"
-        residence = Residence(pool=pool, tier=tier, deltas=deltas, approximate=approximate)  # type: ignore[arg-type]
+        residence = Residence(pool=pool, tier=tier, deltas=deltas, approximate=approximate)
         live = {name: torch.full((40, 130), float("nan")) for name in names}
         for _ in range(2):
             execute_into(plan, pool, live, residence=residence)

@@ -204,7 +204,7 @@ def test_the_sum_at_weight_one_is_no_larger_than_the_task_vectors_together(
 
 
 @pytest.mark.parametrize(
-    ("name", "give"), [("regmean", "a text"), ("fisher", "calibration text"), ("ota", "second moments")]
+    ("name", "give"), [("regmean", "calibration text"), ("fisher", "calibration text"), ("ota", "second moments")]
 )
 def test_a_missing_fact_is_named(memory_pool: Callable[..., Any], name: str, give: str) -> None:
     pool, facts = pool_of(memory_pool, SHAPES), everything(SHAPES)

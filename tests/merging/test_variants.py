@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import DiskError, MergeError, PoolError
+from evomerge.merging import cache
 from evomerge.merging.executor import execute
 from evomerge.merging.operators import lower
 from evomerge.merging.pool import ModelPool
@@ -277,3 +278,22 @@ def test_a_transform_without_what_it_needs_says_so_and_leaves_nothing(pool: Mode
     with pytest.raises(MergeError, match="calibration"):
         list(prepare(pool, ["regmean:0.9"]))
     assert cached() == []
+
+
+def test_variants_that_nobody_used_for_long_make_room(family: Any, pool: ModelPool, monkeypatch: Any) -> None:
+    folders = [next(iter(prepare(pool, [f"star:{percent}"]))).folder for percent in (10, 20, 30)]
+    for age, folder in enumerate(folders):
+        os.utime(folder, (1e9 + age, 1e9 + age))
+    assert list(prepare(pool, ["star:10"])) == []  # used now
+    monkeypatch.setattr(cache, "LIMIT", cache.size_of(folders[0]))
+    cache.make_room.cache_clear()
+    (built,) = prepare(pool, ["star:50"])
+    assert set(cached()) == {folders[0], built.folder}
+    assert torch.equal(pool.tensor("one~star:20", "model.norm.weight"), pool.tensor("one", "model.norm.weight"))
+
+
+def test_an_expert_equal_to_the_base_has_variants_without_tensors(family: Any) -> None:
+    pool = ModelPool.open(family.base, {"one": family.base})
+    (built,) = prepare(pool, ["pcb"])
+    assert load_file(built.folder / "one.safetensors") == {}
+    assert torch.equal(pool.tensor("one~pcb:0.1", "model.norm.weight"), pool.tensor("base", "model.norm.weight"))

@@ -77,6 +77,17 @@ class Abilities:
         variance = np.einsum("mnd,nd->mn", spread, bank.slopes)
         return smoothed_mean(bank.link, bank.linear(self.mean), variance)
 
+    def plugged_in(self, bank: ItemBank) -> tuple[Floats, Floats]:
+        """Score of every item and `dm / deta` at the posterior's mode, both `[M, N]`.
+
+        This is what scores are read with, and not `expected`: items were fitted to calibrators' modes, so predictions
+        at modes are calibrated, and smoothed once more they lean to the middle. Measured on merges that are no test of
+        the benchmark, 20 items: -0.1 points of error with parents known, -0.4 to -0.6 without; choosing items by it
+        is worse.
+        """
+        mean = link_mean(bank.link, bank.linear(self.mean))
+        return mean, unit_variance(bank.link, mean)
+
 
 def population_prior(bank: ItemBank, candidates: int) -> AbilityPrior:
     """Every candidate as a random member of the calibration population, `N(mu, Sigma)`."""

@@ -152,7 +152,7 @@ class MapAbility:
 def model_score(bank: ItemBank, abilities: Abilities, responses: Floats) -> tuple[Floats, Floats]:
     """Mean score over all items and its sd, `[M]`, from answers and abilities."""
     unasked, count = np.isnan(responses), len(bank.items)
-    expected, slope = abilities.expected(bank)
+    expected, slope = abilities.plugged_in(bank)
     mean = np.where(unasked, expected, responses).sum(axis=1) / count
     gradient = np.where(unasked, slope, 0.0) @ bank.slopes / count
     ability = np.einsum("md,mde,me->m", gradient, abilities.covariance, gradient)
@@ -173,7 +173,7 @@ def audit_sums(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion
     """Sum of the audit items' residuals and its variance under the model, `[M]` each."""
     audit = ~np.isnan(inclusion) & ~np.isnan(responses)
     others = map_abilities(bank, np.where(audit, np.nan, responses), prior)
-    expected, slope = others.expected(bank)
+    expected, slope = others.plugged_in(bank)
     total = np.where(audit, responses - expected, 0.0).sum(axis=1)
     gradient = np.where(audit, slope, 0.0) @ bank.slopes
     variance = np.einsum("md,mde,me->m", gradient, others.covariance, gradient)
@@ -200,7 +200,7 @@ class Aipw:
         drawn = np.full(responses.shape, np.nan) if inclusion is None else inclusion
         audit = ~np.isnan(drawn) & ~np.isnan(responses)
         designed = np.where(audit, np.nan, responses)
-        model, _ = map_abilities(self.bank, designed, self.prior).expected(self.bank)
+        model, _ = map_abilities(self.bank, designed, self.prior).plugged_in(self.bank)
         count, size = audit.sum(axis=1), len(self.bank.items)
         residual = np.where(audit, np.nan_to_num(responses) - model, 0.0)
         weighted = np.divide(residual, drawn, out=np.zeros_like(residual), where=audit)

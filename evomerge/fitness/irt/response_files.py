@@ -42,8 +42,8 @@ def read_responses(source: Path, task: str, metric: str, filter_: str | None = N
 
     Args:
         source: a `.csv` (a row per model, a column per item id, perhaps a first column of names; empty or `nan` where
-            a model did not answer), an `.npz` (arrays `responses` `[models, items]` and `items`), or a folder with lm-eval's
-            `samples_TASK_*.jsonl`, one folder below it per model, or one file in it per model.
+            a model did not answer), an `.npz` (arrays `responses` `[models, items]` and `items`), or a folder with
+            lm-eval's `samples_TASK_*.jsonl`, one folder below it per model, or one file in it per model.
         task: whose logs are read in a folder.
         metric: which of the logs' metrics.
         filter_: which of the logs' filters; may be left out where they have one.

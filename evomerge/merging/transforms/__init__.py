@@ -31,7 +31,7 @@ __all__ = ["Curvature", "Facts", "transformed"]
 def transformed(name: str, pool: ModelPool, facts: Facts) -> Iterator[tuple[str, Deltas]]:
     """Transform every expert of a pool, one tensor at a time.
 
-    Memory holds a few tensors of each expert. Equal inputs give equal bits on one machine.
+    Memory holds a few tensors of each expert. Equal inputs give equal bits on one machine with one number of threads.
 
     Args:
         name: the transform as recipes spell it, for example `star:40`; without its number, the default.

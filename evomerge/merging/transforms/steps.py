@@ -67,8 +67,8 @@ def _gram(pool: ModelPool, facts: Facts, expert: str, spec: TensorSpec) -> torch
     expected = f"regmean: expert {expert}: expected the Gram matrix of the inputs of {spec.name}"
     if gram is None:
         raise MergeError(
-            f"{expected}; got none: no calibration text, or no linear module of its own, as MoE routers and experts "
-            "that share a tensor have none; give a text, or choose another transform"
+            f"{expected}; got none; give calibration text, or choose another transform: of a mixture of experts, "
+            "routers and experts that share a tensor are not measured"
         )
     if gram.shape != (shape := (*spec.shape[:-2], inputs, inputs)):
         raise MergeError(f"{expected}, {shape}; got {tuple(gram.shape)}; calibrate with this expert")

@@ -1,0 +1,24 @@
+"""Runs of these tests do not wait for the disk: drivers die here by exceptions, never by power cuts."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evomerge.runs import store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_flushing() -> Iterator[None]:
+    def connect(path: Path) -> sqlite3.Connection:
+        db = flushing(path)
+        db.execute("PRAGMA synchronous = OFF")
+        return db
+
+    flushing = store.connect
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "connect", connect)
+        yield
