@@ -13,14 +13,14 @@ from dataclasses import replace
 
 from evomerge.errors import RunError, StoreError
 from evomerge.outcome import Failed, Job, Outcome, Phase, Responses, Stage, together
-from evomerge.runs import RunStore, check
+from evomerge.runs import RunStore, Status, check
 from evomerge.stopping import Stop
 from evomerge.workers import Executor
 
 __all__ = ["Drained", "Evaluator", "Unsettled"]
 
 MAX_DEATHS = 2
-"""A candidate that costs this many workers is failed for good."""
+"""A candidate that costs this many workers in a row is failed for good."""
 GIVE_UP_AFTER = 8
 """Failures without a single success after which the run stops: the fault is not the candidates'."""
 
@@ -50,7 +50,9 @@ class Evaluator:
         self._store, self._executor = store, executor
         attempts = store.attempts()
         self._attempts: Counter[_Key] = Counter((a.candidate, a.phase) for a in attempts)
-        self._deaths: Counter[_Key] = Counter((a.candidate, a.phase) for a in attempts if a.status == "failed")
+        self._deaths: Counter[_Key] = Counter()
+        for attempt in attempts:  # by number
+            self._count(attempt.candidate, attempt.phase, attempt.status)
         self._failures: dict[_Key, Stage] = {(f.candidate, f.phase): f.stage for f in store.failures()}
         recipes = {candidate.id: candidate.recipe.digest for candidate in store.candidates()}
         self._rounds: dict[_Key, dict[int, tuple[Responses, ...]]] = {}
@@ -70,6 +72,24 @@ class Evaluator:
         """What a candidate answered in its first rounds, whatever is recorded of later ones; None if it failed."""
         found = self._rounds.get((candidate, phase), {})
         return together(found[number] for number in range(rounds)) if len(found) >= rounds else None
+
+    def refuse_failure(self, candidate: int, phase: Phase, needed_by: str) -> None:
+        """End the run if a candidate failed that it cannot do without; the next start tries that one again.
+
+        Raises:
+            RunError: it failed.
+            Unsettled: it failed, and there is no executor that could try again.
+        """
+        if (candidate, phase) not in self._failures:
+            return
+        if self._executor is None:
+            raise Unsettled
+        failure = next(f for f in self._store.failures() if (f.candidate, f.phase) == (candidate, phase))
+        self._store.forgive_failures(candidate)
+        raise RunError(
+            f"{needed_by} failed at stage {failure.stage}: {failure.reason}. See the logs in "
+            f"{self._store.folder / 'logs'}; once the cause is repaired, the same command tries again."
+        )
 
     def settle(self, jobs: Sequence[Job], stop: Stop) -> Iterator[int]:
         """Settle some jobs, at most one for each candidate and all of one phase.
@@ -161,16 +181,24 @@ class Evaluator:
         outcome = _answering(outcome, job)
         if not isinstance(outcome, Failed):
             self._store.record(outcome, job=job)
+            self._count(*key, "scored")
             self._keep(job.candidate, job.phase, job.round, outcome.responses)
             self._scored.setdefault((job.phase, job.items.digest, job.recipe.digest), (job.candidate, job.round))
             return True
-        self._deaths[key] += 1
+        self._count(*key, "failed")
         final = not outcome.retry or self._deaths[key] >= MAX_DEATHS
         self._store.record(outcome, job=job, final=final)
         if final:
             self._failures[key] = outcome.stage
             self._give_up_if_hopeless(outcome)
         return final
+
+    def _count(self, candidate: int, phase: Phase, status: Status) -> None:
+        """Deaths in a row: over many rounds, a candidate is not to blame for a worker lost now and then."""
+        if status == "scored":
+            self._deaths[candidate, phase] = 0
+        else:
+            self._deaths[candidate, phase] += status == "failed"
 
     def _keep(self, candidate: int, phase: Phase, number: int, responses: tuple[Responses, ...]) -> None:
         self._rounds.setdefault((candidate, phase), {})[number] = responses

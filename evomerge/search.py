@@ -221,6 +221,7 @@ class Search:
             for done in self._evaluator.settle(jobs, stop):
                 settled = max(settled, done)
                 yield self._progress("search", generation, settled, len(jobs))
+            self._require(labels)
             self._rounds.update(questions.keys())
             self._spent += sum(map(len, questions.values()))
             try:
@@ -230,6 +231,13 @@ class Search:
             except StopIteration as end:
                 return dict(end.value)
         return {}
+
+    def _require(self, labels: Mapping[str, int]) -> None:
+        """Without the anchors that constraints are relative to, nothing can be told."""
+        for constraint in self._experiment.fitness.constraints:
+            if constraint.relative_to is not None:
+                needed = f"{constraint.relative_to}, which the constraint {constraint.name!r} compares with,"
+                self._evaluator.refuse_failure(labels[constraint.relative_to], "search", needed)
 
     def _note(self, generation: int, found: Mapping[int, Told]) -> None:
         """Keep what was estimated, where it is more than the mean of the recorded answers, and how far to trust it."""

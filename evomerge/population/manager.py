@@ -20,7 +20,8 @@ __all__ = ["PopulationManager"]
 Scores = tuple[float, ...]
 
 _MARGIN = 1.0
-"""How much worse than the worst score seen a failed candidate counts, in units of each objective."""
+"""How much worse than the worst score seen a candidate that breaks a constraint counts at least, in units of each
+objective, and one that failed twice as much: scores from 0 to 1 that come later are still better than both."""
 
 _WORST_UNSEEN = 1e9
 """Cost of a failed candidate in each objective while nothing was ever scored."""
@@ -39,7 +40,7 @@ class PopulationManager:
             manager.tell([(0.6, 0.7), None, ...])  # None: the candidate failed
 
     A failed candidate is told to the algorithm as worse, in every objective, than the worst candidate or anchor scored
-    so far in the run, its own generation included: by 1.0, a finite number. While nothing was scored it costs 1e9. The
+    so far in the run, its own generation included: by 2.0, a finite number. While nothing was scored it costs 1e9. The
     answer never holds a genome that failed.
 
     Args:
@@ -124,5 +125,5 @@ class PopulationManager:
             return tuple(-value for value in score)
         if self._worst is None:
             return (_WORST_UNSEEN,) * self._objectives
-        beyond = _MARGIN if score is None else _MARGIN * violation / (1.0 + violation)
+        beyond = _MARGIN * (2.0 if score is None else 1.0 + violation / (1.0 + violation))
         return tuple(beyond - value for value in self._worst)

@@ -88,7 +88,10 @@ def _results(summary: Summary, entry: Entry) -> Iterator[str]:
     yield f"## Results\n\nMeasured {status}.{caution}"
     yield "\n".join([head, *rows])
     for line in membership(summary, entry):
-        yield f"Not dominated by any other confirmed candidate ({line}, by resampling the items)."
+        yield f"{_text(line[:1].upper() + line[1:])}."
+    if summary.confirmation is not None and entry.id in summary.confirmation.front:
+        yield "No other confirmed candidate dominates it; how probable that is was told by resampling the items."
+    yield from (f"Warning: {_text(warning)}." for warning in summary.warnings)
 
 
 def _row(name: str, measure: Measure) -> str:

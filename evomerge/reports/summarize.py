@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
@@ -88,8 +88,22 @@ def summarize(store: RunStore) -> Summary:
         cost=_cost(store, experiment),
         versions={**store.manifest["versions"], **_noted(store, "versions")},
         experiment=store.experiment,
-        warnings=tuple(one_line(text) for text in json.loads(store.meta("warnings") or "[]")),
+        warnings=tuple(
+            one_line(text)
+            for text in (*json.loads(store.meta("warnings") or "[]"), *_unconfirmed(entries, experiment, finished))
+        ),
     )
+
+
+def _unconfirmed(entries: Mapping[int, Entry], experiment: Experiment, finished: bool) -> Iterator[str]:
+    """Constraints that the confirmation could not tell."""
+    missing = {entry.name for entry in entries.values() if entry.kind == "anchor" and entry.confirmed is None}
+    for constraint in experiment.fitness.constraints if finished else ():
+        if constraint.relative_to is not None and one_line(constraint.relative_to) in missing:
+            yield (
+                f"the constraint {constraint.name!r} is not confirmed, because {constraint.relative_to} failed on the "
+                "confirmation items"
+            )
 
 
 def _noted(store: RunStore, key: str) -> dict[str, Any]:
@@ -127,7 +141,7 @@ def _entries(
     limits = {
         number: f"constraints by {told['violation']:.3f}" for number, told in believed.items() if told["violation"]
     }
-    faults = {number: (text,) for number, text in limits.items() if number not in confirmed} | faults
+    faults = {number: (text,) for number, text in limits.items()} | faults
     return {
         candidate.id: Entry(
             id=candidate.id,
@@ -202,7 +216,7 @@ def _measure(estimate: Estimate, level: float, *, minimized: bool = False) -> Me
 
 def _confirmation(entries: Mapping[int, Entry], scored: _Answers, experiment: Experiment) -> Confirmation | None:
     anchors = {entry.name: entry.id for entry in entries.values() if entry.kind == "anchor" and entry.id in scored}
-    if len(scored) == len(anchors):
+    if not scored:
         return None
     excluded = {candidate for candidate in scored if entries[candidate].broken}
     found = confirm_front(scored, anchors, experiment.fitness.objectives, experiment.fitness.confirm.level, excluded)

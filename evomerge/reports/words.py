@@ -146,11 +146,13 @@ def _gains(summary: Summary, confirmation: Confirmation, candidate: int, of: str
 
 
 def _winners(summary: Summary, confirmation: Confirmation, of: str) -> list[int]:
-    """Merged candidates that beat every parent: the knee first, then by how surely they do."""
+    """Merged candidates that keep all constraints and beat every parent: the knee first, then by how surely."""
     worst = {
         entry.id: gains[0].measure.low
         for entry in summary.finalists
-        if (gains := _gains(summary, confirmation, entry.id, of)) and len(gains) == len(summary.parents)
+        if not entry.broken
+        and (gains := _gains(summary, confirmation, entry.id, of))
+        and len(gains) == len(summary.parents)
     }
     winners = [candidate for candidate, low in worst.items() if low > 0]
     return sorted(winners, key=lambda candidate: (candidate != confirmation.knee, -worst[candidate], candidate))
@@ -167,6 +169,7 @@ def _empty(summary: Summary) -> Verdict:
 
 def _unconfirmed(summary: Summary) -> Verdict:
     knee = summary.entries[summary.knee or 0]
+    resume = summary.commands()["resume"]
     mean = "" if knee.estimated is None else f" with {span(knee.estimated.mean)} in {mean_words(summary)}"
     return Verdict(
         kind="unconfirmed",
@@ -176,7 +179,11 @@ def _unconfirmed(summary: Summary) -> Verdict:
         ),
         detail=(
             "Do not quote this: the best of many estimates is too high by selection. "
-            f"The run confirms its front on unseen items when it ends; to go on: {summary.commands()['resume']}"
+            + (
+                "Every candidate failed on the confirmation items; see the failures and their reasons."
+                if summary.state == "finished"
+                else f"The run confirms its front on unseen items when it ends; to go on: {resume}"
+            )
         ),
     )
 
@@ -220,6 +227,8 @@ def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
             detail="See the failures and their reasons; a gain is claimed only over every parent.",
         )
     knee = summary.entries[confirmation.knee]
+    keeps = "keeps all constraints and " if any(entry.broken for entry in summary.finalists) else ""
+    broken = f", and breaks {knee.broken[0]}" if knee.broken else ""
     gains = _gains(summary, confirmation, knee.id, MEAN)
     if knee.kind == "anchor" or not gains:
         told = f"the balanced choice is {_called(knee)}"
@@ -230,7 +239,7 @@ def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
         )
     return Verdict(
         kind="none",
-        headline=f"No gain: no candidate beats every parent; {told}.",
+        headline=f"No gain: no candidate {keeps}beats every parent; {told}{broken}.",
         detail=(
             "What was there before is the safer choice. An interval that holds 0 may also mean too few items: "
             "a larger budget or more items for search and confirmation may tell."

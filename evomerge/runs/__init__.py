@@ -1,7 +1,7 @@
 """The run folder: what was proposed, tried, measured and lost. Standard library only."""
 
 from evomerge.runs.lock import holder
-from evomerge.runs.records import Attempt, Candidate, Failure, Kind, Result, check
+from evomerge.runs.records import Attempt, Candidate, Failure, Kind, Result, Status, check
 from evomerge.runs.store import RunStore
 
-__all__ = ["Attempt", "Candidate", "Failure", "Kind", "Result", "RunStore", "check", "holder"]
+__all__ = ["Attempt", "Candidate", "Failure", "Kind", "Result", "RunStore", "Status", "check", "holder"]

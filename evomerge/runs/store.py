@@ -200,10 +200,14 @@ class RunStore:
                 tables.add_failure(db, outcome)
             return True
 
-    def forgive_failures(self) -> None:
-        """Forgets every final failure, so that these candidates are tried again; their attempts stay on record."""
+    def forgive_failures(self, candidate: int | None = None) -> None:
+        """Forgets final failures, so that they are tried again; the attempts stay on record.
+
+        Args:
+            candidate: whose; None is everybody's.
+        """
         with self._transaction() as db:
-            tables.clear_failures(db)
+            tables.clear_failures(db, candidate)
 
     @property
     def experiment(self) -> dict[str, Any]:

@@ -103,9 +103,11 @@ def add_failure(db: sqlite3.Connection, failed: Failed) -> None:
     db.execute("INSERT INTO failure VALUES (?, ?, ?, ?)", row)
 
 
-def clear_failures(db: sqlite3.Connection) -> None:
-    """No failure is final any more."""
-    db.execute("DELETE FROM failure")
+def clear_failures(db: sqlite3.Connection, candidate: int | None) -> None:
+    """No failure of a candidate, or of any, is final any more."""
+    db.execute(
+        "DELETE FROM failure WHERE :candidate IN (candidate, -1)", {"candidate": -1 if candidate is None else candidate}
+    )
 
 
 def get_failures(db: sqlite3.Connection) -> list[Failure]:

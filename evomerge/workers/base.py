@@ -153,19 +153,32 @@ class StartFailure:
 
 
 def run_safely(worker: Worker, job: Job, name: str = "") -> Outcome:
-    """A job on a worker that may break its promise never to raise."""
+    """A job on a worker that may break its promises: to raise nothing, and to answer the job that it was given."""
     try:
-        return worker.run(job)
+        outcome = worker.run(job)
     except Exception as error:
-        return Failed(
-            candidate=job.candidate,
-            phase=job.phase,
-            round=job.round,
-            stage="worker",
-            reason=one_line(error),
-            retry=True,
-            worker=name,
-        )
+        return _failed(job, one_line(error), name, retry=True)
+    asked, answered = _place(job), _place(outcome)
+    if answered != asked:
+        reason = f"expected the outcome of candidate, phase and round {asked}; got that of {answered}"
+        return _failed(job, f"{reason}; repair the worker", name, retry=False)
+    return outcome
+
+
+def _place(record: object) -> tuple[object, ...]:
+    return tuple(getattr(record, name, None) for name in ("candidate", "phase", "round"))
+
+
+def _failed(job: Job, reason: str, name: str, *, retry: bool) -> Failed:
+    return Failed(
+        candidate=job.candidate,
+        phase=job.phase,
+        round=job.round,
+        stage="worker",
+        reason=reason,
+        retry=retry,
+        worker=name,
+    )
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -71,7 +71,7 @@ class Asked:
 
 
 def fitted(responses: Floats, start: ItemBank | None = None, promoted: int = 0) -> ItemBank:
-    """A bank of 5 dimensions; the last rows may be promoted candidates."""
+    """A bank; the last rows may be promoted candidates."""
     weights = np.where(np.arange(len(responses)) < len(responses) - promoted, 1.0, PROMOTED_WEIGHT)
     items = range(responses.shape[1])
     return fit_bank(responses, task="benchmark", items=items, digest="benchmark", weights=weights, start=start)

@@ -20,8 +20,8 @@ from evomerge.stopping import Stop
 
 SMALL = [
     "executor={kind: serial}",
-    "algorithm={kind: random, population: 3}",
-    "budget.evaluations=8",
+    "algorithm={kind: random, population: 4}",
+    "budget.evaluations=9",
     "fitness.items={search: 8, confirm: 16}",
     "fitness.confirm.shortlist=1",
 ]

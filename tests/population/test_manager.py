@@ -44,10 +44,10 @@ def test_failures_cost_more_than_anything_seen_in_each_objective() -> None:
     manager.anchors([(0.9, 0.1), None, (0.2, 0.8)])
     manager.ask()
     manager.tell([None, (0.5, 0.05)])
-    assert recorder.told == [(0.8, 0.95), (-0.5, -0.05)]
+    assert recorder.told == [(1.8, 1.95), (-0.5, -0.05)]
     manager.ask()
     manager.tell([(0.1, 0.5), None])
-    assert recorder.told[2:] == [(-0.1, -0.5), (0.9, 0.95)]
+    assert recorder.told[2:] == [(-0.1, -0.5), (1.9, 1.95)]
 
 
 def test_failures_before_any_score_are_finite_and_worse_than_later_ones() -> None:
@@ -118,6 +118,18 @@ def test_feasibility_comes_first_and_failures_last() -> None:
     assert feasible == (0.0, -0.3)
     for better, than in ((feasible, broken), (broken, worse), (worse, failed)):
         assert all(a < b for a, b in zip(better, than, strict=True))
+
+
+def test_a_feasible_candidate_is_better_than_one_that_broke_a_constraint_before() -> None:
+    recorder = Recorder()
+    manager = PopulationManager(recorder, objectives=1)
+    manager.anchors([(0.9,)])
+    manager.ask()
+    manager.tell([(0.9,), (0.95,)], [0.02, 0.0])
+    manager.ask()
+    manager.tell([(0.0,), None], [0.0, 0.0])
+    broken, _, feasible, failed = recorder.told
+    assert feasible < broken < failed
 
 
 def test_violations_are_one_for_each_candidate() -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from evomerge.config import Experiment
+from evomerge.errors import RunError
 from evomerge.opening import open_run, space_of
+from evomerge.outcome import Failed, Job, Outcome
 from evomerge.reports import summarize
+from evomerge.reports.words import verdict
 from evomerge.runs import RunStore
 from evomerge.search import Search
 from evomerge.stopping import Stop
@@ -31,13 +34,18 @@ def constrained(**fitness: Any) -> Experiment:
     return made
 
 
-def drive(folder: Path, config: Experiment, steps: int | None = None) -> None:
-    lineup, executor = synthetic.LINEUP, SerialExecutor(synthetic.SyntheticWorker)
+def drive(folder: Path, config: Experiment, steps: int | None = None, worker: Any = synthetic.SyntheticWorker) -> None:
+    lineup, executor = synthetic.LINEUP, SerialExecutor(worker)
     with open_run(folder, config, lineup, space_of(config, lineup)) as store:
         search = Search(config, lineup, store=store, executor=executor, info=executor.start())
         for taken, _ in enumerate(search.run(Stop()), start=1):
             if taken == steps:
                 return
+
+
+def archive(folder: Path) -> bytes:
+    with RunStore.read(folder) as store:
+        return store.archive()
 
 
 def test_the_anchor_to_compare_with_answers_every_draw(tmp_path: Path) -> None:
@@ -68,11 +76,100 @@ def test_a_constrained_run_that_stops_and_resumes_ends_the_same(tmp_path: Path, 
     drive(tmp_path / "whole", constrained())
     drive(tmp_path / "cut", constrained(), steps)
     drive(tmp_path / "cut", constrained())
-    archives = []
-    for name in ("whole", "cut"):
+    assert archive(tmp_path / "cut") == archive(tmp_path / "whole")
+
+
+def fails(phase: str, number: int, *, retry: bool = False, times: int = 99) -> Any:
+    """A worker on which the uniform average, the last anchor, fails in one round."""
+    left = [times]
+
+    class Fails(synthetic.SyntheticWorker):  # type: ignore[misc]
+        def run(self, job: Job) -> Outcome:
+            if (job.candidate, job.phase, job.round) != (3, phase, number) or not left[0]:
+                outcome: Outcome = super().run(job)
+                return outcome
+            left[0] -= 1
+            return Failed(candidate=3, phase=job.phase, round=number, stage="evaluate", reason="broke", retry=retry)
+
+    return Fails
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_anchor_that_a_constraint_needs_ends_the_run_when_it_fails_and_can_be_repaired(
+    tmp_path: Path, number: int
+) -> None:
+    drive(tmp_path / "whole", constrained())
+    for _ in range(2):
+        with pytest.raises(RunError, match="uniform, which the constraint 'kept' compares with, failed at stage eval"):
+            drive(tmp_path / "cut", constrained(), worker=fails("search", number))
+    with RunStore.read(tmp_path / "cut") as store:
+        assert summarize(store).state == "stopped"
+    drive(tmp_path / "cut", constrained())
+    assert archive(tmp_path / "cut") == archive(tmp_path / "whole")
+
+
+def test_a_worker_lost_now_and_then_is_not_held_against_an_anchor_of_many_rounds(tmp_path: Path) -> None:
+    drive(tmp_path / "whole", constrained())
+    for number, steps in ((0, 8), (1, 16), (2, None)):
+        drive(tmp_path / "cut", constrained(), steps, worker=fails("search", number, retry=True, times=1))
+    assert archive(tmp_path / "cut") == archive(tmp_path / "whole")
+
+
+def test_a_constraint_that_was_not_confirmed_is_told(tmp_path: Path) -> None:
+    drive(tmp_path / "run", constrained(), worker=fails("confirm", 0))
+    with RunStore.read(tmp_path / "run") as store:
+        summary = summarize(store)
+    told = "the constraint 'kept' is not confirmed, because uniform failed on the confirmation items"
+    assert summary.warnings == (told,)
+    assert told in verdict(summary).detail
+
+
+def test_a_candidate_that_breaks_a_constraint_is_no_gain(tmp_path: Path) -> None:
+    never = {"name": "never", "task": "beta", "at_least": 2.0}
+    items = {"search": 12, "confirm": 48}
+    drive(tmp_path / "free", constrained(constraints=[], items=items))
+    drive(tmp_path / "bound", constrained(constraints=[never], items=items))
+    found = {}
+    for name in ("free", "bound"):
         with RunStore.read(tmp_path / name) as store:
-            archives.append(store.archive())
-    assert archives[0] == archives[1]
+            found[name] = verdict(summarize(store))
+    assert found["free"].kind == "gain"
+    assert found["bound"].kind == "none"
+    assert found["bound"].candidate is None
+    assert "no candidate keeps all constraints and beats every parent" in found["bound"].headline
+    assert "breaks never" in found["bound"].headline
+
+
+def test_a_run_without_finalists_ends_with_its_anchors(tmp_path: Path) -> None:
+    class Hopeless(synthetic.SyntheticWorker):  # type: ignore[misc]
+        def run(self, job: Job) -> Outcome:
+            if job.candidate > 3:
+                return Failed(candidate=job.candidate, phase=job.phase, stage="evaluate", reason="broke")
+            outcome: Outcome = super().run(job)
+            return outcome
+
+    drive(tmp_path / "run", constrained(constraints=[]), worker=Hopeless)
+    with RunStore.read(tmp_path / "run") as store:
+        summary = summarize(store)
+    assert summary.confirmation is not None
+    assert set(summary.confirmation.front) <= {0, 1, 2, 3}
+    assert verdict(summary).kind == "none"
+
+
+def test_a_run_in_which_every_confirmation_fails_does_not_send_to_resume(tmp_path: Path) -> None:
+    class Unconfirmed(synthetic.SyntheticWorker):  # type: ignore[misc]
+        def run(self, job: Job) -> Outcome:
+            if job.phase == "confirm":
+                return Failed(candidate=job.candidate, phase=job.phase, stage="evaluate", reason="broke")
+            outcome: Outcome = super().run(job)
+            return outcome
+
+    drive(tmp_path / "run", constrained(constraints=[]), worker=Unconfirmed)
+    with RunStore.read(tmp_path / "run") as store:
+        found = verdict(summarize(store))
+    assert found.kind == "unconfirmed"
+    assert "Every candidate failed on the confirmation items" in found.detail
+    assert "to go on" not in found.detail
 
 
 def test_constraints_name_anchors() -> None:

@@ -219,6 +219,23 @@ def test_a_worker_that_breaks_its_contract_fails_its_candidate_only(config: Expe
         assert store.meta("state") == "finished"
 
 
+class Stuck(synthetic.SyntheticWorker):  # type: ignore[misc]
+    """Answers the round after the one that it was asked."""
+
+    def run(self, job: Job) -> Outcome:
+        outcome: Outcome = super().run(job)
+        return replace(outcome, round=job.round + 1) if job.candidate == 6 else outcome
+
+
+def test_a_worker_that_answers_another_round_fails_its_candidate_and_is_not_waited_for(
+    config: Experiment, tmp_path: Path
+) -> None:
+    drive(tmp_path, config, SerialExecutor(Stuck))
+    with RunStore.read(tmp_path) as store:
+        assert [(failure.candidate, failure.stage) for failure in store.failures()] == [(6, "worker")]
+        assert store.meta("state") == "finished"
+
+
 def one_recipe_for_all() -> tuple[Experiment, Lineup]:
     """A space below what a recipe keeps."""
     config = synthetic.experiment(

@@ -72,12 +72,12 @@ class Audit:
 
     @property
     def shift(self) -> float:
-        """Residual shrunk towards 0 by what chance may be in it, `r max(0, 1 - 4 / z^2)`: 0 up to two standard errors.
+        """Residual shrunk towards 0 by what chance may be in it, `r max(0, 1 - 2 / z^2)`.
 
-        The positive part of James and Stein (1961) with a larger constant: with theirs, 1, chance shifts whole
-        generations of candidates that the model reads well.
+        The positive part of James and Stein (1961), from where Akaike's criterion believes in a shift at all: with a
+        constant of 1 instead of 2, chance moves whole generations that the model reads well.
         """
-        return self.residual * max(0.0, 1.0 - (_SUSPECT / self.z) ** 2) if self.z else 0.0
+        return self.residual * max(0.0, 1.0 - 2.0 / self.z**2) if self.z else 0.0
 
     def widening(self) -> float:
         """What to multiply prior covariances by, at least 1."""
