@@ -13,7 +13,6 @@ from evomerge import __version__
 from evomerge.config import Experiment
 from evomerge.errors import ConfigError, Fault, StoreError
 from evomerge.fitness import scores
-from evomerge.outcome import ItemSet
 from evomerge.population import FEWEST_EARLIER, Evaluation
 from evomerge.recipe import OutputDtype, Recipe, uniform
 from evomerge.runs import RunStore
@@ -206,12 +205,9 @@ def is_complete(store: RunStore, experiment: Experiment) -> bool:
     if store.meta("state") != "finished":
         return False
     budget, population = experiment.budget, experiment.algorithm.population
-    if _searched(store) + population > budget.evaluations or budget.items is None:
-        return _searched(store) + population > budget.evaluations
-    results = store.results("search")
-    tasks = {response.task for result in results for response in result.responses}
-    spent = sum(len(ItemSet.of({r.task: r.items for r in result.responses})) for result in results)
-    return spent + population * experiment.fitness.items.search * len(tasks) > budget.items
+    if _searched(store) + population > budget.evaluations:
+        return True
+    return budget.items is not None and int(store.meta("next generation") or 0) > budget.items
 
 
 def _refuse_smaller_budget(store: RunStore, experiment: Experiment) -> None:

@@ -196,14 +196,19 @@ class Search:
                 self._note(generation, found)
                 self._account()
             generation += 1
+        if self._executor is not None:
+            self._store.set_meta("next generation", str(self._items_after(generation)))
 
     def _affordable(self, generation: int) -> bool:
         """Whether the budget holds another generation, at its most costly."""
-        budget, population, references = self._experiment.budget, self._manager.population, self._experiment.anchors
-        most = self._assessment.most_items(generation, references, population)
-        return references + (generation + 1) * population <= budget.evaluations and (
-            budget.items is None or self._spent + most <= budget.items
+        budget, population = self._experiment.budget, self._manager.population
+        return self._experiment.anchors + (generation + 1) * population <= budget.evaluations and (
+            budget.items is None or self._items_after(generation) <= budget.items
         )
+
+    def _items_after(self, generation: int) -> int:
+        """Items that the run may have asked when another generation is scored, at most."""
+        return self._spent + self._assessment.most_items(generation, self._experiment.anchors, self._manager.population)
 
     def _assess(
         self, generation: int, references: Sequence[Candidate], candidates: Sequence[Candidate], stop: Stop
@@ -219,7 +224,7 @@ class Search:
                 for i, items in questions.items()
             ]
             for done in self._evaluator.settle(jobs, stop):
-                settled = max(settled, done)
+                settled = min(max(settled, done), len(labels) * (generation == 0) + len(candidates))
                 yield self._progress("search", generation, settled, len(jobs))
             self._require(labels)
             self._rounds.update(questions.keys())

@@ -74,8 +74,12 @@ _GPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 """For the numbers of uncompiled kernels; written for CUDA, and never run on one."""
 
 
-def _inductor(function: Call) -> Call:
-    options = _OPTIONS | (_GPU_OPTIONS if torch.cuda.is_available() else {})
+_CONTRACTED = {"cpp.enable_floating_point_contract_flag": "fast"}
+"""Products are added with one rounding: for linear merges, whose uncompiled kernel does so too."""
+
+
+def _inductor(function: Call, contracted: bool) -> Call:
+    options = _OPTIONS | (_GPU_OPTIONS if torch.cuda.is_available() else {}) | (_CONTRACTED if contracted else {})
     return torch.compile(function, fullgraph=True, options=options)
 
 
@@ -91,7 +95,7 @@ class Compiler:
     """
 
     pays_from: float = PAYS_FROM
-    compile: Callable[[Call], Call] = _inductor
+    compile: Callable[[Call, bool], Call] = _inductor
     broken: str = ""
     _seen: Counter[Form] = field(default_factory=Counter)
     _calls: dict[Form, Call] = field(default_factory=dict)
@@ -169,7 +173,7 @@ class Compiler:
         _, _, _, values, tables = arguments
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # importing the compiler warns of its own doings
-            call = self.compile(_function(form))
+            call = self.compile(_function(form), form.kernel is Linear)
             for tensor in (*outs, *values, *(tables if form.by_row else ())):
                 torch._dynamo.mark_dynamic(tensor, 0)
             found = call(*arguments)

@@ -63,10 +63,13 @@ Rows = Sequence[torch.Tensor]
 
 
 def linear(thetas: Rows, numbers: torch.Tensor) -> torch.Tensor:
-    """`sum_k weight_k theta_k / divisor`; products are exact in fp64, so each is added with one rounding to fp32."""
-    total = numbers[0, WEIGHT] * thetas[0].float()
+    """`sum_k weight_k theta_k / divisor`; every product is added with one rounding, if the compiler may contract.
+
+    The clamp does nothing but keep it from taking the first product for the one to be added.
+    """
+    total = (numbers[0, WEIGHT] * thetas[0].float()).clamp(min=-torch.finfo(torch.float32).max)
     for k, theta in enumerate(thetas[1:], start=1):
-        total = (total.double() + numbers[k, WEIGHT].double() * theta.double()).float()
+        total = torch.addcmul(total, theta.float(), numbers[k, WEIGHT])
     return total / numbers[-1, DIVISOR]
 
 

@@ -40,7 +40,7 @@ def model_card(
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(parents, inherited), sort_keys=False, allow_unicode=True)}---",
         f"# {_text(summary.name)}: candidate {_text(entry.name)}",
-        f"A merge of {_listed(parents.values())}, found by evomerge without training: {_text(entry.description)}.",
+        _origin(entry, parents),
         *_licence_note(inherited, parents),
         *_results(summary, entry),
         *_gains(summary, entry),
@@ -48,6 +48,12 @@ def model_card(
         _reproduction(summary, entry),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _origin(entry: Entry, parents: Mapping[str, str]) -> str:
+    if len(parents) == 1:
+        return f"{_listed(parents.values())} as it is: a model of the pool, which evomerge measured its merges against."
+    return f"A merge of {_listed(parents.values())}, found by evomerge without training: {_text(entry.description)}."
 
 
 def _front_matter(parents: Mapping[str, str], licences: Mapping[str, str | None]) -> dict[str, Any]:

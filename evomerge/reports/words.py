@@ -64,7 +64,12 @@ def membership(summary: Summary, entry: Entry) -> Iterator[str]:
     """Constraints that are broken; `on the front: 87 %`, how probably on other items, where that was confirmed."""
     yield from (f"breaks {text}" for text in entry.broken)
     if summary.confirmation is not None and entry.id in summary.confirmation.probability:
-        yield f"on the front: {percent(round(summary.confirmation.probability[entry.id], 2))}"
+        yield f"on the front: {_chance(summary.confirmation.probability[entry.id])}"
+
+
+def _chance(probability: float) -> str:
+    """No more than resampled items can tell: never 0 or 100 %."""
+    return "< 1 %" if probability < 0.01 else "> 99 %" if probability > 0.99 else percent(round(probability, 2))
 
 
 def describe(recipe: Recipe) -> str:
@@ -169,7 +174,9 @@ def _empty(summary: Summary) -> Verdict:
 
 def _unconfirmed(summary: Summary) -> Verdict:
     knee = summary.entries[summary.knee or 0]
-    resume = summary.commands()["resume"]
+    then = f"The run confirms its front on unseen items when it ends; to go on: {summary.commands()['resume']}"
+    if summary.state == "finished":
+        then = "Every candidate failed on the confirmation items; see the failures and their reasons."
     mean = "" if knee.estimated is None else f" with {span(knee.estimated.mean)} in {mean_words(summary)}"
     return Verdict(
         kind="unconfirmed",
@@ -177,14 +184,7 @@ def _unconfirmed(summary: Summary) -> Verdict:
             f"Unconfirmed: {summary.cost.evaluations} of {summary.cost.budget} evaluations are done; "
             f"the knee of the estimated front is {_called(knee)}{mean}."
         ),
-        detail=(
-            "Do not quote this: the best of many estimates is too high by selection. "
-            + (
-                "Every candidate failed on the confirmation items; see the failures and their reasons."
-                if summary.state == "finished"
-                else f"The run confirms its front on unseen items when it ends; to go on: {resume}"
-            )
-        ),
+        detail=f"Do not quote this: the best of many estimates is too high by selection. {then}",
     )
 
 
@@ -233,10 +233,8 @@ def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
     if knee.kind == "anchor" or not gains:
         told = f"the balanced choice is {_called(knee)}"
     else:
-        told = (
-            f"the knee {_called(knee)} against {summary.entries[gains[0].anchor].name}: "
-            f"{difference(gains[0].measure)} in {mean_words(summary)}"
-        )
+        closest = f"{summary.entries[gains[0].anchor].name}: {difference(gains[0].measure)}"
+        told = f"the knee {_called(knee)} against {closest} in {mean_words(summary)}"
     return Verdict(
         kind="none",
         headline=f"No gain: no candidate {keeps}beats every parent; {told}{broken}.",

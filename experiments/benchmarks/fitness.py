@@ -3,6 +3,13 @@
 Run it with `make bench NAME=fitness`; `QUICK=1` is shorter. Response matrices are looked for in the folder that
 `EVOMERGE_RESPONSES` names, see `response_sets`; without them a simulator stands in, and targets are not judged. All
 errors are in percentage points of the mean score over all items of the matrix.
+
+Dimensions of the bank, how scores are read from abilities and how the audit's shift is shrunk were chosen on the 220
+merges that are no test. On those, GSM8K errors at 10 / 20 / 30 / 50 / 100 items are 3.7 / 2.8 / 2.4 / 1.9 / 1.3;
+without the audit, which takes a fifth of the items, 3.6 / 2.8 / 2.2 / 1.8 / 1.2. Exact posterior means in place of
+modes, other scales or tails of the parents' prior, and regression on item residuals gain less than 0.1 each. How far
+parents are from their children differs between draws of 250 merges: without any item, 4.6 to 6.1 on GSM8K and 3.3 to
+4.6 on ARC (98 % of draws). The audit's shrinkage was also looked at on two splits of the extrapolation.
 """
 
 from __future__ import annotations
@@ -213,7 +220,12 @@ def time_rows() -> list[Row]:
     prior = family_prior(start, Family(parents=np.zeros((250, 2, start.dimensions)), coefficients=np.zeros((250, 0))))
     update = seconds(lambda: map_abilities(start, asked, prior))
     return [
-        Row(name=f"refit 4000 x 500, D = {start.dimensions}, warm", target="<= 30 s", measured=f"{refit:.1f} s", met=refit <= 30),
+        Row(
+            name=f"refit 4000 x 500, D = {start.dimensions}, warm",
+            target="<= 30 s",
+            measured=f"{refit:.1f} s",
+            met=refit <= 30,
+        ),
         Row(name="abilities, 250 x 100 items", target="<= 1 s", measured=f"{update:.2f} s", met=update <= 1),
     ]
 

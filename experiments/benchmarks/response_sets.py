@@ -1,8 +1,8 @@
 """Response matrices for the fitness benchmark: real ones where a folder has them, else a simulator of the same shape.
 
 A folder holds `oll_gsm8k.npz` and `oll_arc.npz`, each with `responses` (0/1, models x items) and `models` (hub names).
-Merges are recognised by their names; the pseudo-parents of a merge are the two other models that agree with it most on
-the *other* benchmark.
+Merges are recognised by their names (of the models in both files, 470 of 2717, mixtures of experts among them); the
+pseudo-parents of a merge are the two other models that agree with it most on the *other* benchmark.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_a_fit_is_the_same_every_time() -> None:
 
 
 def test_dimensions_follow_the_number_of_calibrators() -> None:
-    assert [dimensions_for(n) for n in (1, 29, 30, 49, 50, 99, 100)] == [0, 0, 1, 1, 2, 2, 5]
+    assert [dimensions_for(n) for n in (1, 29, 30, 49, 50, 99, 100, 999, 1000)] == [0, 0, 1, 1, 2, 2, 5, 5, 10]
 
 
 def test_sparse_rows_count_by_their_answers() -> None:

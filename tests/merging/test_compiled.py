@@ -16,7 +16,19 @@ from evomerge.merging import compiled
 from evomerge.merging.compiled import Compiler, missing
 from evomerge.merging.executor import execute, execute_into
 from evomerge.merging.keep_rules import Band, Clip, Drop, Keep, Prune, RankScope, Trim
-from evomerge.merging.plan import Consensus, Delta, Kernel, Linear, MergePlan, Overlap, TensorPlan, Term, Vote, Winner
+from evomerge.merging.plan import (
+    Consensus,
+    Delta,
+    Kernel,
+    Linear,
+    MergePlan,
+    Overlap,
+    TensorPlan,
+    Term,
+    Vote,
+    Winner,
+    Zero,
+)
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
 
@@ -26,8 +38,18 @@ STEP = 2.0**-10
 """Changes are multiples of it: ties at thresholds and ballots that cancel are common."""
 
 
-def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_it_is(function: Callable[..., Any], _contracted: bool) -> Callable[..., Any]:
     return function
+
+
+def noting(made: list[Any]) -> Callable[[Callable[..., Any], bool], Callable[..., Any]]:
+    """Compiles nothing, and keeps what it was to compile."""
+
+    def note(function: Callable[..., Any], _contracted: bool) -> Callable[..., Any]:
+        made.append(function)
+        return function
+
+    return note
 
 
 def trims() -> st.SearchStrategy[Trim]:
@@ -75,10 +97,19 @@ def kernels(draw: st.DrawFn, count: int) -> Kernel:
         Overlap(base="base", terms=whole, epsilon=draw(st.sampled_from([0.0, STEP])), gains=tuple(gains)),
     ]
     if count > 1:
-        zero = draw(st.sampled_from(["plus", "majority"]))
+        zeros: list[Zero] = ["plus", "majority"]
+        zero = draw(st.sampled_from(zeros))
         floor = draw(st.sampled_from([0.0, 0.5]))
-        options = {"base": "base", "gains": tuple(gains), "shares": tuple(shares), "zero": zero, "scale": scale}
-        made += 3 * [Vote(terms=terms, floor=floor, **options)]
+        vote = Vote(
+            base="base",
+            terms=terms,
+            gains=tuple(gains),
+            shares=tuple(shares),
+            zero=zero,
+            scale=scale,
+            floor=floor,
+        )
+        made += 3 * [vote]
     return draw(st.sampled_from(made))
 
 
@@ -176,8 +207,8 @@ def test_threads_share_compiled_kernels(memory_pool: MakePool, compiler: Compile
 
 
 def test_a_form_is_compiled_once_a_process_has_made_enough_of_it(memory_pool: MakePool) -> None:
-    made = []
-    compiler = Compiler(pays_from=2.5 * ENOUGH, compile=lambda function: made.append(function) or function)
+    made: list[Any] = []
+    compiler = Compiler(pays_from=2.5 * ENOUGH, compile=noting(made))
     pool = memory_pool(family(2, (ENOUGH,), ["bfloat16"] * 3))
     counts = []
     for kernel in (TRULY["linear"], TRULY["linear"], TRULY["mask"], TRULY["linear"], TRULY["linear"]):
@@ -189,7 +220,7 @@ def test_a_form_is_compiled_once_a_process_has_made_enough_of_it(memory_pool: Ma
 def test_what_cannot_be_compiled_is_merged_all_the_same(
     memory_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_: Callable[..., Any]) -> Callable[..., Any]:
+    def fail(_: Callable[..., Any], _contracted: bool) -> Callable[..., Any]:
         raise OSError("no space left\non the device")
 
     compiler = Compiler(pays_from=0, compile=fail)
@@ -205,7 +236,7 @@ def test_nothing_is_tried_without_a_compiler(memory_pool: MakePool, monkeypatch:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert missing() == "no C++ compiler (no-such-compiler)"
     made: list[Any] = []
-    compiler = Compiler(pays_from=0, compile=lambda function: made.append(function) or function)
+    compiler = Compiler(pays_from=0, compile=noting(made))
     pool = memory_pool(family(2, (ENOUGH,), ["bfloat16"] * 3))
     merged(TRULY["linear"], pool, "bfloat16", compiler)
     assert not made

@@ -54,7 +54,7 @@ def test_does_not_depend_on_blocks(
     memory_pool: MakePool, rules: dict[str, Drop | Prune], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "BLOCK", block)
-    pool, uncompiled = pool_of(memory_pool), Compiler(pays_from=0, compile=lambda function: function)
+    pool, uncompiled = pool_of(memory_pool), Compiler(pays_from=0, compile=lambda function, _: function)
     assert kept_l1(pool, "base", rules, NAME, compiler=uncompiled) == kept_l1(pool, "base", rules, NAME, compiler=NEVER)
 
 

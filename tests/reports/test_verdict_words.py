@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 from evomerge.recipe import OPERATORS, Field, Recipe, options_of, uniform
 from evomerge.reports import Summary, verdict
 from evomerge.reports.heatmaps import heatmap
-from evomerge.reports.words import describe, number, one_line, percent
+from evomerge.reports.words import describe, membership, number, one_line, percent
 
 Make = Callable[..., Summary]
+
+
+@pytest.mark.parametrize(
+    ("probability", "told"), [(0.0, "< 1 %"), (0.01, "1 %"), (0.873, "87 %"), (0.99, "99 %"), (1.0, "> 99 %")]
+)
+def test_resampled_items_give_no_certainty(summary: Make, probability: float, told: str) -> None:
+    found = summary()
+    assert found.confirmation is not None
+    entry = found.entries[found.confirmation.knee]
+    chances = replace(found.confirmation, probability={entry.id: probability})
+    assert [*membership(replace(found, confirmation=chances), entry)] == [f"on the front: {told}"]
 
 
 def test_gain_names_the_closest_parent(summary: Make) -> None:

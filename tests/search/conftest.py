@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.runs import store
+from evomerge.runs.schema import connect as flushing
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,7 +18,6 @@ def without_flushing() -> Iterator[None]:
         db.execute("PRAGMA synchronous = OFF")
         return db
 
-    flushing = store.connect
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "connect", connect)
+        patch.setattr("evomerge.runs.store.connect", connect)
         yield

@@ -12,7 +12,7 @@ from evomerge.config import Experiment
 from evomerge.errors import RunError
 from evomerge.opening import open_run, space_of
 from evomerge.outcome import Failed, Job, Outcome
-from evomerge.reports import summarize
+from evomerge.reports import model_card, summarize
 from evomerge.reports.words import verdict
 from evomerge.runs import RunStore
 from evomerge.search import Search
@@ -124,7 +124,8 @@ def test_a_constraint_that_was_not_confirmed_is_told(tmp_path: Path) -> None:
     assert told in verdict(summary).detail
 
 
-def test_a_candidate_that_breaks_a_constraint_is_no_gain(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dominated", [False, True])
+def test_a_candidate_that_breaks_a_constraint_is_no_gain_and_its_card_says_so(tmp_path: Path, dominated: bool) -> None:
     never = {"name": "never", "task": "beta", "at_least": 2.0}
     items = {"search": 12, "confirm": 48}
     drive(tmp_path / "free", constrained(constraints=[], items=items))
@@ -132,12 +133,29 @@ def test_a_candidate_that_breaks_a_constraint_is_no_gain(tmp_path: Path) -> None
     found = {}
     for name in ("free", "bound"):
         with RunStore.read(tmp_path / name) as store:
-            found[name] = verdict(summarize(store))
+            last = summarize(store)
+        found[name] = verdict(last)
+    assert last.confirmation is not None
     assert found["free"].kind == "gain"
     assert found["bound"].kind == "none"
     assert found["bound"].candidate is None
     assert "no candidate keeps all constraints and beats every parent" in found["bound"].headline
     assert "breaks never" in found["bound"].headline
+    confirmed = [e.id for e in last.finalists] + [e.id for e in last.anchors]
+    pick = next(i for i in confirmed if (i not in last.confirmation.front) == dominated)
+    card = model_card(last, pick, base_models=dict.fromkeys("ab", "x") | {"base": "y"}, licences={}, mergekit_yaml="")
+    assert "Breaks never" in card
+    assert ("No other confirmed candidate dominates it" in card) == (pick in last.confirmation.front)
+
+
+def test_progress_counts_no_candidate_twice(tmp_path: Path) -> None:
+    config, executor = constrained(), SerialExecutor(synthetic.SyntheticWorker)
+    lineup = synthetic.LINEUP
+    with open_run(tmp_path, config, lineup, space_of(config, lineup)) as store:
+        search = Search(config, lineup, store=store, executor=executor, info=executor.start())
+        done = [step.done for step in search.run(Stop()) if step.phase == "search"]
+    assert done == sorted(done)
+    assert done[-1] == config.budget.evaluations
 
 
 def test_a_run_without_finalists_ends_with_its_anchors(tmp_path: Path) -> None:

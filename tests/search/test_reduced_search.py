@@ -128,6 +128,17 @@ def test_a_budget_of_items_ends_the_search(tmp_path: Path) -> None:
     assert spent == one + 6 * 24
 
 
+def test_a_small_universe_takes_fewer_items_than_the_search_may_ask(tmp_path: Path) -> None:
+    """One with 8 items of each task: another generation takes 6 * 16, not 6 * 24."""
+    small = {"estimator": {"kind": "irt", "promote": 1, "universe": 8}}
+    spent = 4 * 16 + 6 * 16
+    drive(tmp_path / "run", reduced(small, budget={"evaluations": 400, "items": spent}))
+    with RunStore.read(tmp_path / "run") as store:
+        assert sum(len(r.items) for x in store.results("search") for r in x.responses) == spent
+        assert is_complete(store, reduced(small, budget={"evaluations": 400, "items": spent + 6 * 16 - 1}))
+        assert not is_complete(store, reduced(small, budget={"evaluations": 400, "items": spent + 6 * 16}))
+
+
 def test_candidates_that_fail_in_a_later_round_are_out(tmp_path: Path) -> None:
     class Fragile(synthetic.SyntheticWorker):  # type: ignore[misc]
         def run(self, job: Job) -> Outcome:

@@ -83,7 +83,7 @@ class Abilities:
         This is what scores are read with, and not `expected`: items were fitted to calibrators' modes, so predictions
         at modes are calibrated, and smoothed once more they lean to the middle. Measured on merges that are no test of
         the benchmark, 20 items: -0.1 points of error with parents known, -0.4 to -0.6 without; choosing items by it
-        is worse.
+        is worse where parents are known.
         """
         mean = link_mean(bank.link, bank.linear(self.mean))
         return mean, unit_variance(bank.link, mean)

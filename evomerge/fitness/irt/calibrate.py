@@ -37,8 +37,9 @@ def dimensions_for(calibrators: float) -> int:
     """Dimensions that so many calibrators can tell apart; 0 is Rasch's model, which has difficulties only.
 
     Measured on leaderboard responses: 5 dimensions from 100 calibrators on, more than 2 overfit with 50; with 2200, 10
-    take 0.1 to 0.2 points off the error at 10 to 20 items (on merges that are no test of the benchmark). Where many
-    responses are missing, answers per item count and not rows: sparse rows overfit just as few do.
+    take 0.1 to 0.3 points off GSM8K's error at 10 and 20 items and little off ARC's (on merges that are no test of the
+    benchmark). Where many responses are missing, answers per item count and not rows: sparse rows overfit just as few
+    do.
     """
     return next(size for least, size in _DIMENSIONS if calibrators >= least)
 
