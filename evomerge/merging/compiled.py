@@ -141,17 +141,20 @@ class Compiler:
     def _sweep(self, operands: Operands, out: torch.Tensor) -> Literal[True]:
         """All blocks; of a vote that turns out to have a negative majority, those again where ballots cancelled."""
         blocks = _blocks(operands.count)
-        tallies = [self._block(operands, *block, out) for block in blocks]
-        if operands.form.tallied:
-            elected, cancelled = torch.stack(tallies).t().tolist()
-            if sum(elected) < 0:
-                minus = operands.electing_minus()
-                for block in compress(blocks, cancelled):
-                    self._block(minus, *block, out)
+        if not operands.form.tallied:
+            for block in blocks:
+                self._block(operands, *block, out)
+            return True
+        tallies = [expressions.counted(self._block(operands, *block, out)) for block in blocks]
+        elected, cancelled = torch.stack(tallies).t().tolist()
+        if sum(elected) < 0:
+            minus = operands.electing_minus()
+            for block in compress(blocks, cancelled):
+                self._block(minus, *block, out)
         return True
 
     def _block(self, operands: Operands, start: int, count: int, out: torch.Tensor) -> torch.Tensor:
-        """Compute a run of elements; what they elected, if that is asked for, else nothing of use."""
+        """Compute a run of elements; what each elected, if that is asked for, else nothing of use."""
         part, form, device = out[start : start + count], operands.form, operands.values[0].device
         direct = part.dtype == form.dtype and part.device == device
         result = part if direct else torch.empty(count, dtype=form.dtype, device=device)
@@ -159,7 +162,7 @@ class Compiler:
         self._call(operands, start, count, result, *([tally] if form.tallied else []))
         if not direct:
             part.copy_(result)
-        return expressions.counted(tally) if form.tallied else tally
+        return tally
 
     def _totals(self, operands: Operands) -> list[float]:
         sums = [self._call(operands, *block) for block in _blocks(operands.count)]

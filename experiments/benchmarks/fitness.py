@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from equal_items import equal_items
 from reduced_evaluation import SEEDS, SIZES, Asked, adaptive, baselines, coverage, error, fitted, only, overclaim
 from response_sets import Merges, Stress, folder, merges_of, simulated_merges, simulated_stress, stress_of
 from scipy.stats import spearmanr
@@ -249,6 +250,7 @@ def main() -> None:
     rows += stress_rows(simulated_stress(486) if place is None else stress_of(place), place is not None)
     rows.append(published_row(gsm8k, place is not None))
     rows += time_rows()
+    rows += equal_items()
     conclude("fitness", rows)
 
 
