@@ -47,7 +47,7 @@ from evomerge.recipe.averaging import as_linear
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
-    from evomerge.recipe import Recipe
+    from evomerge.recipe import Recipe, Role
 
 __all__ = ["lower"]
 
@@ -119,7 +119,7 @@ def _linear(recipe: Recipe, pool: ModelPool) -> Lowering:
         divisor = divisor_of(weights) if recipe.option("normalize") else 1.0
         return linear(terms_of(recipe.sources, weights), divisor)
 
-    return lowering
+    return _once_a_place(lowering)
 
 
 def _checkpoint_average(recipe: Recipe, pool: ModelPool) -> Lowering:
@@ -135,7 +135,20 @@ def _task_arithmetic(recipe: Recipe, pool: ModelPool) -> Lowering:
         divisor = divisor_of(weights) if recipe.option("normalize") else 1.0
         return delta(recipe, spec, terms_of(recipe.sources, weights), divisor)
 
-    return lowering
+    return _once_a_place(lowering)
+
+
+def _once_a_place(lowering: Lowering) -> Lowering:
+    """The same kernel for all tensors of a role in a layer: for operators that ask nothing else of a tensor."""
+    kernels: dict[tuple[Role, int | None], Kernel] = {}
+
+    def lowered(spec: TensorSpec) -> Kernel:
+        place = (spec.role, spec.layer)
+        if place not in kernels:
+            kernels[place] = lowering(spec)
+        return kernels[place]
+
+    return lowered
 
 
 def _iso_c(recipe: Recipe, pool: ModelPool) -> Lowering:

@@ -29,7 +29,7 @@ from synthetic_models import LARGE, QUICK_LAYOUT, SMOLLM2, write_expert, write_r
 from table import QUICK, Row, conclude
 
 from evomerge.merge import write_merge
-from evomerge.merging.compiled import COMPILER, Compiler
+from evomerge.merging.compiled import COMPILER, LEAST, Compiler
 from evomerge.merging.executor import execute_into
 from evomerge.merging.keep_rules import Trim
 from evomerge.merging.operands import operands_of
@@ -221,9 +221,9 @@ def compile_ties() -> float:
     before = sum(os.times()[:4])
     terms = tuple(Term(source=name, weight=1.0, keep=Trim(threshold=0.1, last_tie=9)) for name in EXPERTS)
     kernel = Vote(base="base", terms=terms, gains=(1.0,) * 3, shares=(1.0,) * 3, zero="plus", scale=1.0)
-    plan = TensorPlan(name="w", shape=(99,), dtype="bfloat16", kernel=kernel)
-    inputs = {name: torch.ones(99, dtype=torch.bfloat16) for name in ("base", *EXPERTS)}
-    if not Compiler(pays_from=0).run(operands_of(plan, inputs, {}), torch.empty(99, dtype=torch.bfloat16)):
+    plan = TensorPlan(name="w", shape=(LEAST,), dtype="bfloat16", kernel=kernel)
+    inputs = {name: torch.ones(LEAST, dtype=torch.bfloat16) for name in ("base", *EXPERTS)}
+    if not Compiler(pays_from=0).run(operands_of(plan, inputs, {}), torch.empty(LEAST, dtype=torch.bfloat16)):
         raise RuntimeError("expected a compiler; got none")
     return sum(os.times()[:4]) - before
 
