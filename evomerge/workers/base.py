@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from evomerge.config import EngineConfig, FitnessConfig, PoolConfig
 from evomerge.errors import EvomergeError, RunError
-from evomerge.outcome import Failed, Job, Outcome
+from evomerge.outcome import Failed, Job, Outcome, Stage
 from evomerge.recipe.transform_table import Need
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "WorkerFactory",
     "WorkerInfo",
     "WorkerSpec",
+    "failed",
     "one_line",
     "run_safely",
 ]
@@ -157,11 +158,11 @@ def run_safely(worker: Worker, job: Job, name: str = "") -> Outcome:
     try:
         outcome = worker.run(job)
     except Exception as error:
-        return _failed(job, one_line(error), name, retry=True)
+        return failed(job, one_line(error), name)
     asked, answered = _place(job), _place(outcome)
     if answered != asked:
         reason = f"expected the outcome of candidate, phase and round {asked}; got that of {answered}"
-        return _failed(job, f"{reason}; repair the worker", name, retry=False)
+        return failed(job, f"{reason}; repair the worker", name, retry=False)
     return outcome
 
 
@@ -169,12 +170,13 @@ def _place(record: object) -> tuple[object, ...]:
     return tuple(getattr(record, name, None) for name in ("candidate", "phase", "round"))
 
 
-def _failed(job: Job, reason: str, name: str, *, retry: bool) -> Failed:
+def failed(job: Job, reason: str, name: str, *, stage: Stage = "worker", retry: bool = True) -> Failed:
+    """A job that a worker or its executor could not do."""
     return Failed(
         candidate=job.candidate,
         phase=job.phase,
         round=job.round,
-        stage="worker",
+        stage=stage,
         reason=reason,
         retry=retry,
         worker=name,

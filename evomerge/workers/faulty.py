@@ -12,8 +12,8 @@ from itertools import count
 from typing import Literal
 
 from evomerge.errors import EvomergeError, RunError
-from evomerge.outcome import Failed, Job, Outcome, Stage
-from evomerge.workers.base import START_TRIES, StartFailure, Worker, WorkerFactory, WorkerInfo, run_safely
+from evomerge.outcome import Job, Outcome
+from evomerge.workers.base import START_TRIES, StartFailure, Worker, WorkerFactory, WorkerInfo, failed, run_safely
 
 __all__ = ["Fault", "FaultyExecutor", "Script"]
 
@@ -133,14 +133,14 @@ class FaultyExecutor:
                 outcome = run_safely(slot.worker, job)
                 yield from ((end, outcome), (end + seconds, outcome))
             case Fault("die"):
-                yield (begin + end) / 2, _lost(job, "worker", "the worker died, as scripted")
+                yield (begin + end) / 2, failed(job, "the worker died, as scripted", "faulty")
                 self._replace(slot, (begin + end) / 2)
             case Fault(kind, seconds):
                 if kind != "hang":
                     outcome = run_safely(slot.worker, job)
                     if kind == "late":
                         yield overdue + seconds, outcome
-                yield overdue, _lost(job, "timeout", f"no answer within {self._timeout_seconds:g} s")
+                yield overdue, failed(job, f"no answer within {self._timeout_seconds:g} s", "faulty", stage="timeout")
                 self._replace(slot, overdue)
 
     def _replace(self, slot: _Slot, at: float) -> None:
@@ -159,15 +159,3 @@ class FaultyExecutor:
                 if attempt == START_TRIES or isinstance(error, EvomergeError):
                     raise StartFailure.of(error).to_error() from error
         raise AssertionError("unreachable")
-
-
-def _lost(job: Job, stage: Stage, reason: str) -> Failed:
-    return Failed(
-        candidate=job.candidate,
-        phase=job.phase,
-        round=job.round,
-        stage=stage,
-        reason=reason,
-        retry=True,
-        worker="faulty",
-    )

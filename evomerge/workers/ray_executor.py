@@ -16,8 +16,17 @@ from typing import Any
 
 from evomerge.config import RayConfig
 from evomerge.errors import ConfigError, Fault, RunError
-from evomerge.outcome import Failed, Job, Outcome, Stage
-from evomerge.workers.base import START_TRIES, StartFailure, Worker, WorkerFactory, WorkerInfo, one_line, run_safely
+from evomerge.outcome import Job, Outcome, Stage
+from evomerge.workers.base import (
+    START_TRIES,
+    StartFailure,
+    Worker,
+    WorkerFactory,
+    WorkerInfo,
+    failed,
+    one_line,
+    run_safely,
+)
 from evomerge.workers.ray_cluster import RayCluster
 
 __all__ = ["RayExecutor"]
@@ -221,7 +230,7 @@ class RayExecutor:
                 self._replace(slot, job, "worker", f"could not be reached for {_UNREACHABLE_SECONDS:g} s")
         elif isinstance(error, errors.RayTaskError):
             slot.job = None
-            self._outcomes.append(_failed(job, "worker", one_line(error)))
+            self._outcomes.append(failed(job, one_line(error), "ray"))
         else:
             self._replace(slot, job, "worker", _cause_of_death(error))
 
@@ -236,7 +245,7 @@ class RayExecutor:
 
     def _replace(self, slot: _Slot, job: Job, stage: Stage, reason: str) -> None:
         self._kill(slot)
-        self._outcomes.append(_failed(job, stage, reason))
+        self._outcomes.append(failed(job, reason, "ray", stage=stage))
         self._slots[self._slots.index(slot)] = self._launch()
 
     def _never_came_up(self) -> StartFailure:
@@ -252,18 +261,6 @@ class RayExecutor:
 
 def _unexplained(error: Exception) -> StartFailure:
     return StartFailure(known=None, message=str(error), state={}, text=str(error))
-
-
-def _failed(job: Job, stage: Stage, reason: str) -> Failed:
-    return Failed(
-        candidate=job.candidate,
-        phase=job.phase,
-        round=job.round,
-        stage=stage,
-        reason=reason,
-        retry=True,
-        worker="ray",
-    )
 
 
 def _cause_of_death(error: Exception) -> str:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from evomerge.config import Experiment
-from evomerge.opening import Lineup
+from evomerge.opening import Lineup, open_run, space_of
 from evomerge.outcome import Job, Outcome, Responses, Scored
 from evomerge.recipe import Recipe
-from evomerge.workers import WorkerInfo
+from evomerge.runs import RunStore
+from evomerge.search import Search
+from evomerge.stopping import Stop
+from evomerge.workers import SerialExecutor, WorkerInfo
 
 TASKS = ("alpha", "beta")
 SIZE = 60
@@ -67,3 +72,19 @@ class SyntheticWorker:
         return Scored(
             candidate=job.candidate, phase=job.phase, round=job.round, responses=responses, seconds={"forward": 0.1}
         )
+
+
+def drive(folder: Path, config: Experiment, steps: int | None = None, worker: Any = SyntheticWorker) -> None:
+    """Run, for some steps at most."""
+    executor = SerialExecutor(worker)
+    with open_run(folder, config, LINEUP, space_of(config, LINEUP)) as store:
+        search = Search(config, LINEUP, store=store, executor=executor, info=executor.start())
+        for taken, _ in enumerate(search.run(Stop()), start=1):
+            if taken == steps:
+                return
+
+
+def archive(folder: Path) -> bytes:
+    """What the run determined."""
+    with RunStore.read(folder) as store:
+        return store.archive()

@@ -24,6 +24,7 @@ assert _spec is not None
 assert _spec.loader is not None
 synthetic: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(synthetic)
+drive, archive = synthetic.drive, synthetic.archive
 
 KEEP = {"name": "kept", "task": "beta", "at_least": 0.0, "relative_to": "uniform"}
 
@@ -32,20 +33,6 @@ def constrained(**fitness: Any) -> Experiment:
     plain = synthetic.experiment().model_dump(mode="json")
     made: Experiment = synthetic.experiment(fitness=plain["fitness"] | {"constraints": [KEEP]} | fitness)
     return made
-
-
-def drive(folder: Path, config: Experiment, steps: int | None = None, worker: Any = synthetic.SyntheticWorker) -> None:
-    lineup, executor = synthetic.LINEUP, SerialExecutor(worker)
-    with open_run(folder, config, lineup, space_of(config, lineup)) as store:
-        search = Search(config, lineup, store=store, executor=executor, info=executor.start())
-        for taken, _ in enumerate(search.run(Stop()), start=1):
-            if taken == steps:
-                return
-
-
-def archive(folder: Path) -> bytes:
-    with RunStore.read(folder) as store:
-        return store.archive()
 
 
 def test_the_anchor_to_compare_with_answers_every_draw(tmp_path: Path) -> None:

@@ -9,19 +9,18 @@ from typing import Any
 import pytest
 
 from evomerge.config import Experiment
-from evomerge.opening import is_complete, open_run, space_of
+from evomerge.opening import is_complete
 from evomerge.outcome import Failed, Job, Outcome
 from evomerge.reports import summarize
 from evomerge.runs import RunStore
 from evomerge.search import Search
-from evomerge.stopping import Stop
-from evomerge.workers import SerialExecutor
 
 _spec = importlib.util.spec_from_file_location("synthetic_reduced", Path(__file__).with_name("synthetic.py"))
 assert _spec is not None
 assert _spec.loader is not None
 synthetic: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(synthetic)
+drive, archive = synthetic.drive, synthetic.archive
 
 IRT = {"estimator": {"kind": "irt", "promote": 1}, "race": {"rounds": 2}}
 HALVING = {"race": {"kind": "halving", "rounds": 3}}
@@ -31,20 +30,6 @@ def reduced(fitness: dict[str, Any], **changes: Any) -> Experiment:
     plain = synthetic.experiment().model_dump(mode="json")
     made: Experiment = synthetic.experiment(fitness=plain["fitness"] | fitness, **changes)
     return made
-
-
-def drive(folder: Path, config: Experiment, steps: int | None = None, worker: Any = synthetic.SyntheticWorker) -> None:
-    lineup, executor = synthetic.LINEUP, SerialExecutor(worker)
-    with open_run(folder, config, lineup, space_of(config, lineup)) as store:
-        search = Search(config, lineup, store=store, executor=executor, info=executor.start())
-        for taken, _ in enumerate(search.run(Stop()), start=1):
-            if taken == steps:
-                return
-
-
-def archive(folder: Path) -> bytes:
-    with RunStore.read(folder) as store:
-        return store.archive()
 
 
 @pytest.fixture(scope="module", params=[IRT, HALVING], ids=["irt", "halving"])
