@@ -64,8 +64,8 @@ def _slerp(recipe: Recipe, pool: ModelPool) -> Lowering:
     """Spherical interpolation from the base (t = 0) to the source (t = 1) (Shoemake 1985), norms left as they are."""
 
     def lowering(spec: TensorSpec) -> Kernel:
-        products = gram(pool, recipe.models, spec.name)
-        return linear(_terms(recipe.models, _arc(shared(recipe, "t", spec), products, _SLERP_COLLINEAR), run=1))
+        products = gram(pool, recipe.merged, spec.name)
+        return linear(_terms(recipe.merged, _arc(shared(recipe, "t", spec), products, _SLERP_COLLINEAR), run=1))
 
     return lowering
 

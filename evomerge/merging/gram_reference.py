@@ -25,7 +25,7 @@ __all__ = ["GRAM_REFERENCES"]
 
 def _slerp(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> torch.Tensor:
     (t,) = recipe.parameter("t").at(spec.role, spec.layer)
-    a, b = (pool.tensor(model, spec.name).double() for model in recipe.models)
+    a, b = (pool.tensor(model, spec.name).double() for model in recipe.merged)
     return _arc(t, a, b, 0.9995)
 
 

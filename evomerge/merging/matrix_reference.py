@@ -54,7 +54,7 @@ def in_core_space(recipe: Recipe, pool: ModelPool, merge: Merge) -> Iterator[tup
         members = [source for source in recipe.sources if spec.name in adapters[source].factors]
         if any(spec.name in adapter.whole for adapter in adapters.values()):
             specs.append(spec)
-            tensors.update({(model, spec.name): pool.tensor(model, spec.name) for model in recipe.models})
+            tensors.update({(model, spec.name): pool.tensor(model, spec.name) for model in recipe.merged})
         elif members:
             sides = [tuple(side.double() for side in adapters[source].sides(spec.name)) for source in members]
             u, v = (
@@ -63,7 +63,7 @@ def in_core_space(recipe: Recipe, pool: ModelPool, merge: Merge) -> Iterator[tup
             )
             specs.append(replace(spec, shape=(u.shape[1], v.shape[1]), dtype="float32"))
             bases[spec.name] = (u, v)
-            tensors.update({(model, spec.name): torch.zeros(specs[-1].shape) for model in recipe.models})
+            tensors.update({(model, spec.name): torch.zeros(specs[-1].shape) for model in recipe.merged})
             for source, (left, right) in zip(members, sides, strict=True):
                 scale = adapters[source].factors[spec.name].scale
                 tensors[source, spec.name] = (scale * u.T @ left @ right @ v).float()

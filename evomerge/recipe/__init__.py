@@ -3,6 +3,7 @@
 from evomerge.recipe.field import DEPTH_ROLES, EDGE_ROLES, ROLES, Field, Role
 from evomerge.recipe.operators import OPERATORS
 from evomerge.recipe.recipe import OutputDtype, Recipe, Space, options_of, uniform
+from evomerge.recipe.route import Hop
 from evomerge.recipe.schema import Operator, OptionValue, Parameter, Preset
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "OPERATORS",
     "ROLES",
     "Field",
+    "Hop",
     "Operator",
     "OptionValue",
     "OutputDtype",

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from evomerge.recipe.field import Field, Role
 from evomerge.recipe.operators import OPERATORS
+from evomerge.recipe.route import Hop, canonical_path
 from evomerge.recipe.schema import Operator, OptionValue, Preset
 from evomerge.recipe.transform_table import NONE, Need, needed_by, transform_of, variant_name
 
@@ -53,6 +54,8 @@ class Recipe:
         space: `core` for LoRA adapters whose changes are merged in the coordinates that they share.
         parameters: every parameter of the operator, and those modifiers that are not at their defaults throughout,
             sorted by name; rounded to the places that each is kept to.
+        path: which layer runs at each depth of the merged model; empty for the merge's own layers in order. What lies
+            outside the layers (embeddings, last norm, output head) is the merge's.
         mask_seed: seed of random masks; 0 for operators without any.
         dtype: dtype of the merged weights.
 
@@ -67,6 +70,7 @@ class Recipe:
     transforms: tuple[str, ...] = ()
     space: Space = "weights"
     parameters: tuple[tuple[str, Field], ...]
+    path: tuple[Hop, ...] = ()
     mask_seed: int = 0
     dtype: OutputDtype
 
@@ -80,6 +84,7 @@ class Recipe:
         self._check_transforms(operator)
         self._check_space(operator)
         self._check_parameters(operator)
+        object.__setattr__(self, "path", canonical_path(self.path, self.layers))
         if dict(self.options).keys() != operator.options.keys() or list(self.options) != sorted(self.options):
             raise ValueError(f"{self.operator}: options must be exactly {sorted(operator.options)}; got {self.options}")
         for name, value in self.options:
@@ -152,13 +157,23 @@ class Recipe:
 
     @property
     def layers(self) -> int:
-        """Number of layers of the merged model."""
+        """Number of layers of each model that is merged."""
         return self.parameters[0][1].layers
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Every pool name that the recipe reads: base first, then the sources."""
+    def depth(self) -> int:
+        """Number of layers of the merged model."""
+        return len(self.path) or self.layers
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Pool names of what is merged: base first, then the sources."""
         return ((self.base,) if self.base is not None else ()) + self.sources
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every pool name that the recipe reads: what is merged, then what its path visits beside."""
+        return tuple(dict.fromkeys((*self.merged, *(hop.source for hop in self.path if hop.source is not None))))
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -188,6 +203,7 @@ class Recipe:
                 name: {role: [list(row) for row in rows] for role, rows in field.by_role()}
                 for name, field in self.parameters
             },
+            **({"path": [hop.to_data() for hop in self.path]} if self.path else {}),
             "mask_seed": self.mask_seed,
             "dtype": self.dtype,
         }
@@ -210,6 +226,7 @@ class Recipe:
                 (name, Field.of(cast("Mapping[Role, Sequence[Sequence[float]]]", rows)))
                 for name, rows in sorted(data["parameters"].items())
             ),
+            path=tuple(Hop(source=source, layer=layer, scale=scale) for source, layer, scale in data.get("path", ())),
             mask_seed=data["mask_seed"],
             dtype=data["dtype"],
         )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Operator, Recipe, options_of, uniform
+from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Hop, Operator, Recipe, options_of, uniform
 from evomerge.recipe.mergekit_yaml import inexpressible
 
 
@@ -294,3 +294,41 @@ def test_modifiers_need_a_base_and_a_legal_value() -> None:
     average = uniform(("one", "two"), layers=2, dtype="float32")
     with pytest.raises(ValueError, match="parameters must be"):
         dataclasses.replace(average, parameters=(("omega", Field.constant([0.5], 2)), *average.parameters))
+
+
+@st.composite
+def hops(draw: st.DrawFn) -> Hop:
+    return Hop(
+        source=draw(st.sampled_from([None, "expert0", "elsewhere"])),
+        layer=draw(st.integers(0, 1)),
+        scale=draw(st.floats(0.1, 3.0)),
+    )
+
+
+class TestPath:
+    @given(st.lists(hops(), max_size=5))
+    def test_survives_json(self, path: list[Hop]) -> None:
+        recipe = dataclasses.replace(uniform(["a", "b"], layers=2, dtype="float32"), path=tuple(path))
+        assert Recipe.from_data(json.loads(recipe.canonical())) == recipe
+        assert recipe.depth == (len(path) or 2)
+
+    def test_the_merges_own_layers_in_order_are_no_path(self) -> None:
+        plain = uniform(["a", "b"], layers=2, dtype="float32")
+        own = dataclasses.replace(plain, path=(Hop(layer=0), Hop(layer=1)))
+        assert own == plain
+        assert own.digest == plain.digest
+
+    def test_names_what_it_visits(self) -> None:
+        recipe = dataclasses.replace(uniform(["a"], layers=2, dtype="float32"), path=(Hop(source="b", layer=1),))
+        assert recipe.merged == ("a",)
+        assert recipe.models == ("a", "b")
+        assert (recipe.layers, recipe.depth) == (2, 1)
+
+    def test_a_layer_beyond_the_models_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="layers 0 to 1; got 2"):
+            dataclasses.replace(uniform(["a"], layers=2, dtype="float32"), path=(Hop(layer=2),))
+
+    @pytest.mark.parametrize(("layer", "scale"), [(-1, 1.0), (0, 0.0), (0, -1.0), (0, math.nan), (0, math.inf)])
+    def test_a_hop_has_a_layer_and_a_positive_scale(self, layer: int, scale: float) -> None:
+        with pytest.raises(ValueError, match="hop"):
+            Hop(layer=layer, scale=scale)
