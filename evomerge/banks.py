@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evomerge.config.engines import transformers_config
 from evomerge.config.faults import near
 from evomerge.errors import StoreError, TaskError, require_installed
 from evomerge.fitness.irt import ItemBank, fit_bank, save_bank
 from evomerge.fitness.irt.response_files import ResponseMatrix, read_responses
 from evomerge.outcome import Responses, together
+from evomerge.pools import open_pool
 from evomerge.runs import RunStore
 
 if TYPE_CHECKING:
@@ -143,9 +145,8 @@ def _runner(experiment: Experiment) -> EvalRunner:
     with quiet(None):
         from evomerge.engines.runner import EvalRunner
         from evomerge.engines.transformers_engine import TransformersEngine
-        from evomerge.merging.configured import configured_pool
 
-        engine = TransformersEngine(configured_pool(experiment.pool), experiment.engine)
+        engine = TransformersEngine(open_pool(experiment), transformers_config(experiment.engine))
         return EvalRunner(engine, experiment.fitness, experiment.seed)
 
 

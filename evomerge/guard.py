@@ -17,7 +17,7 @@ __all__ = ["warnings_of"]
 def warnings_of(experiment: Experiment) -> tuple[str, ...]:
     """One line for each thing that a search should not optimize on. Tasks that cannot be read are not judged."""
     tasks = _task_files(experiment.fitness)
-    return (*_public(tasks), *_calibrated(experiment, tasks))
+    return (*_public(tasks), *_calibrated(experiment, tasks), *_drawn(experiment))
 
 
 def _task_files(fitness: FitnessConfig) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -55,6 +55,16 @@ def _calibrated(experiment: Experiment, tasks: Mapping[str, tuple[Path, dict[str
                 f"{scored} is the calibration text and scores the task {name!r}: candidates that use it are favoured; "
                 "use another text for one of them"
             )
+
+
+def _drawn(experiment: Experiment) -> Iterator[str]:
+    """An algorithm that would compare little."""
+    algorithm = experiment.algorithm
+    if algorithm.meets_items and experiment.fitness.items.draw == "fresh":
+        yield (
+            f"{algorithm.kind} compares candidates of all generations item by item, but each generation answers other "
+            "items; set fitness.items.draw to fixed"
+        )
 
 
 def _scorer_files(fitness: FitnessConfig) -> Iterator[tuple[str, Path]]:

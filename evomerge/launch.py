@@ -4,47 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-from evomerge.config import ExecutorConfig, Experiment, RayConfig
+from evomerge.config import ExecutorConfig, Experiment, PathSpaceConfig, RayConfig, plugin_digests
 from evomerge.engines.calibration import calibrate
 from evomerge.guard import warnings_of
-from evomerge.merging.configured import configured_pool
-from evomerge.merging.lora import adapters_of
+from evomerge.merging.footprint import Memory, choose, footprints, needs_of
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.variants import prepare
-from evomerge.opening import Lineup, is_complete, open_run, space_of
+from evomerge.opening import is_complete, open_run, space_of
+from evomerge.pools import children_of, lineup_of, open_pool, pinned, placed
 from evomerge.search import Progress, Search
 from evomerge.stopping import Stop
 from evomerge.workers import WorkerSpec, build_executor
 from evomerge.workers.candidate import quiet
+from evomerge.workers.journal import journal
 
-__all__ = ["launch", "lineup_of", "open_pool"]
+__all__ = ["check_memory", "launch", "most_layers"]
 
-
-def open_pool(experiment: Experiment) -> ModelPool:
-    """The experiment's models, checked for everything that would keep them from being merged.
-
-    Raises:
-        PoolError: they cannot be read, do not fit each other, or are no adapters where the operator needs some.
-    """
-    pool = configured_pool(experiment.pool)
-    if experiment.space.operator.space == "core":
-        adapters_of(pool.models, pool.experts)
-    return pool
-
-
-def lineup_of(experiment: Experiment, pool: ModelPool) -> Lineup:
-    """What the search must know of the pool."""
-    dtype = experiment.engine.dtype
-    return Lineup(
-        base=pool.base,
-        experts=pool.experts,
-        layers=pool.layers,
-        dtype=pool.dtype if dtype == "pool" else dtype,
-        digest=pool.digest,
-        calibration="" if pool.calibration is None else pool.calibration.digest,
-    )
+_ANY_DEVICE = 1 << 60
 
 
 def launch(
@@ -71,27 +50,37 @@ def launch(
     Raises:
         EvomergeError: see the exception tree; the folder is left whole, and the same call resumes.
     """
+    experiment = pinned(experiment, folder)
     pool = open_pool(experiment)
     lineup = lineup_of(experiment, pool)
-    with open_run(folder, experiment, lineup, space_of(experiment, lineup)) as store:
+    check_memory(experiment, pool, lineup.dtype)
+    with open_run(folder, experiment, lineup, space_of(experiment, lineup)) as store, ExitStack() as stack:
         spec = WorkerSpec(
-            pool=experiment.pool,
+            pool=placed(experiment.pool),
             fitness=experiment.fitness,
             engine=experiment.engine,
             seed=experiment.seed,
+            plugins=experiment.plugins,
+            plugin_digests=plugin_digests(experiment.plugins),
             transforms=experiment.space.every_transform,
             statistics=experiment.space.statistics,
-            log=folder / "logs",
+            products=experiment.space.needs_products,
+            log=folder.resolve() / "logs",
+            depth=most_layers(experiment, pool),
             workers=_workers_per_machine(experiment.executor),
             gpu=_share_of_a_gpu(experiment.executor),
+            stage=getattr(experiment.executor, "stage", None),
+            contents=pool.contents,
         )
         warnings = warnings_of(experiment)
+        store.set_meta("children", json.dumps(children_of(experiment.pool)))
         store.set_meta("warnings", json.dumps(warnings))
         if is_complete(store, experiment):
             return
         for warning in warnings:
             note(f"warning: {warning}")
         executor = build_executor(experiment.executor, spec)
+        stack.enter_context(journal(folder / "logs" / "driver.log", lambda line: note(f"warning: {line}")))
         try:
             if _workers_are_here(experiment):  # else each node prepares its own, which no one here could see
                 if spec.statistics:
@@ -112,6 +101,28 @@ def launch(
             executor.close()
 
 
+def check_memory(experiment: Experiment, pool: ModelPool, dtype: str) -> None:
+    """That a worker's share of host memory holds what it will take, where the profile tells the share.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    engine, executor = experiment.engine, experiment.executor
+    share = getattr(executor, "memory_gib", None)
+    if share is not None:
+        on_device = getattr(executor, "gpus", 0) > 0
+        # a GPU is measured where it is, by the worker: here only what lies in host memory is planned
+        memory = Memory(device=_ANY_DEVICE if on_device else None, host=int(share * 2**30))
+        needs = needs_of(pool, dtype, engine.deltas, depth=most_layers(experiment, pool))
+        choose(footprints(needs, on_device=on_device), memory, engine.residency)
+
+
+def most_layers(experiment: Experiment, pool: ModelPool) -> int:
+    """Most layers of any candidate."""
+    space = experiment.space
+    return space.lengths(pool.layers)[1] if isinstance(space, PathSpaceConfig) else pool.layers
+
+
 def _workers_are_here(experiment: Experiment) -> bool:
     """Whether all workers run on this machine, and so share its cache."""
     return not isinstance(experiment.executor, RayConfig) or experiment.executor.address is None
@@ -119,7 +130,7 @@ def _workers_are_here(experiment: Experiment) -> bool:
 
 def _workers_per_machine(executor: ExecutorConfig) -> int:
     """1 on a cluster, where it is Ray's choice."""
-    return executor.workers if isinstance(executor, RayConfig) and executor.address is None else 1
+    return executor.most if isinstance(executor, RayConfig) and executor.address is None else 1
 
 
 def _share_of_a_gpu(executor: ExecutorConfig) -> float:

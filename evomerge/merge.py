@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from evomerge.config import CalibrationConfig, EngineConfig
+from evomerge.config import CalibrationConfig, TransformersConfig
 from evomerge.engines.calibration import calibrate
 from evomerge.errors import ConfigError, Fault, require
 from evomerge.merging.calibrated import Calibration, calibrated
@@ -73,7 +73,7 @@ def merge(
     if faults := _text_faults(recipe, pool):
         raise ConfigError(str(file), faults)
     with quiet(None):
-        calibrate(pool, recipe.needs, EngineConfig())
+        calibrate(pool, recipe.needs, TransformersConfig())
     write_merge(recipe, pool, out, adapter=adapter)
     return out
 
@@ -125,7 +125,7 @@ def write_merge(recipe: Recipe, pool: ModelPool, out: Path, card: str | None = N
     if adapter:
         export_adapter(plan, pool, out, extra_files=files)
     else:
-        export_checkpoint(execute(plan, pool), pool, out, dtype=recipe.dtype, extra_files=files)
+        export_checkpoint(execute(plan, pool), pool, out, dtype=recipe.dtype, path=recipe.path, extra_files=files)
 
 
 def mergekit_text(recipe: Recipe, pool: ModelPool, paths: Mapping[str, str]) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import __version__
-from evomerge.config import Experiment
+from evomerge.config import Experiment, plugin_digests
 from evomerge.errors import ConfigError, Fault, StoreError
-from evomerge.fitness import scores
+from evomerge.fitness import scores, with_costs
 from evomerge.population import FEWEST_EARLIER, Evaluation
-from evomerge.recipe import OutputDtype, Recipe, uniform
-from evomerge.runs import RunStore
-from evomerge.spaces import Genome, SearchSpace, build_space
+from evomerge.recipe import OutputDtype, Recipe, Sizes, uniform
+from evomerge.rng import stream
+from evomerge.runs import RunStore, first_experiment_of
+from evomerge.spaces import Genome, Models, Products, SearchSpace, build_space
 
 __all__ = [
     "Lineup",
@@ -30,6 +31,9 @@ __all__ = [
     "space_of",
 ]
 
+_TRIED = 64
+"""Random recipes of a space that tell whether it changes a cost."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lineup:
@@ -41,6 +45,7 @@ class Lineup:
         layers: layers of each model.
         dtype: dtype that merged weights are rounded to.
         digest: content digest of all models, and of the texts that they are calibrated on.
+        sizes: how large the models are, for costs; None in runs that did not record it.
         calibration: content digest of those texts alone; empty where there are none.
     """
 
@@ -49,6 +54,7 @@ class Lineup:
     layers: int
     dtype: OutputDtype
     digest: str
+    sizes: Sizes | None = None
     calibration: str = ""
 
 
@@ -69,12 +75,21 @@ def flat(data: Any, path: str = "$") -> dict[str, Any]:
     return {path: data}
 
 
+_PLACE = ("threads", "residency", "gpu_memory_utilization", "kv_cache_gib", "canary_every")
+"""Settings of an engine that change neither weights nor answers."""
+
+
 def _fixed_part(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """What a run may not change on resume: all but budget, executor, threads, residency, name and places of files."""
-    kept = {key: value for key, value in experiment.items() if key not in ("budget", "executor", "name")}
-    kept["engine"] = {key: value for key, value in experiment["engine"].items() if key not in ("threads", "residency")}
+    kept = {key: value for key, value in experiment.items() if key not in ("budget", "executor", "name", "plugins")}
+    kept["engine"] = {key: value for key, value in experiment["engine"].items() if key not in _PLACE}
     pool = experiment["pool"]
     kept["pool"] = {key: pool[key] for key in pool if key != "base"} | {"experts": sorted(pool["experts"])}
+    kept["pool"]["children"] = {
+        name: {key: child[key] for key in ("candidate", "number", "recipe")}
+        for name, child in pool["experts"].items()
+        if isinstance(child, dict)
+    }
     kept["pool"]["calibration"] = {"tokens": (pool.get("calibration") or {}).get("tokens")}
     kept["fitness"] = {key: value for key, value in experiment["fitness"].items() if key != "tasks"}
     estimator = experiment["fitness"]["estimator"]
@@ -84,11 +99,6 @@ def _fixed_part(experiment: Mapping[str, Any]) -> dict[str, Any]:
         for name, scorer in experiment["fitness"]["scorers"].items()
     }
     return flat(kept)
-
-
-def _spelled_out(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recorded experiment with today's defaults for keys that were not there when it began."""
-    return Experiment.model_validate(recorded).model_dump(mode="json")
 
 
 def refuse_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -135,10 +145,12 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
             folder,
             {
                 "experiment": resolved,
+                "plugins": plugin_digests(experiment.plugins),
                 "pool_digest": lineup.digest,
                 "calibration": lineup.calibration,
                 "layers": lineup.layers,
                 "dtype": lineup.dtype,
+                "sizes": None if lineup.sizes is None else lineup.sizes.to_data(),
                 "genes": [gene.name for gene in space.genes],
                 "warm_start": _found_by(experiment, space),
                 "versions": {"evomerge": __version__},
@@ -147,9 +159,9 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
         )
     store = RunStore.open(folder)
     try:
-        before = _fixed_part(_spelled_out(store.manifest["experiment"])) | {
-            "genes": store.manifest["genes"],
-        }
+        plugins = flat(store.manifest.get("plugins", {}), "plugins")
+        refuse_change(folder, plugins, flat(plugin_digests(experiment.plugins), "plugins"))
+        before = _fixed_part(first_experiment_of(store).model_dump(mode="json")) | {"genes": store.manifest["genes"]}
         now = _fixed_part(resolved) | {"genes": [gene.name for gene in space.genes]}
         contents_before, contents_now = contents(store.manifest, lineup)
         refuse_change(folder, before | contents_before, now | contents_now)
@@ -175,7 +187,7 @@ def _found_by(experiment: Experiment, space: SearchSpace) -> list[tuple[tuple[fl
     if folder is None:
         return []
     with RunStore.read(folder) as store:
-        theirs = _meaning(_spelled_out(store.manifest["experiment"])["space"], store.manifest["genes"])
+        theirs = _meaning(first_experiment_of(store).model_dump(mode="json")["space"], store.manifest["genes"])
         ours = _meaning(experiment.model_dump(mode="json")["space"], [gene.name for gene in space.genes])
         if differing := sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)):
             raise StoreError(
@@ -183,11 +195,12 @@ def _found_by(experiment: Experiment, space: SearchSpace) -> list[tuple[tuple[fl
                 "choose another run or leave algorithm.warm_start out"
             )
         answered, objectives = store.responses("search"), experiment.fitness.objectives
-        genomes = {c.id: c.genome for c in store.candidates() if c.genome is not None and c.id in answered}
-    if len(genomes) < FEWEST_EARLIER:
-        raise StoreError(f"{folder}: a warm start needs {FEWEST_EARLIER} scored candidates; got {len(genomes)}")
-    told = {number: scores(answered[number], objectives) for number in genomes}
-    return [(genomes[n], tuple(-estimate.mean for estimate in told[n])) for n in sorted(genomes)]
+        scored = [c for c in store.candidates() if c.genome is not None and c.id in answered]
+        sizes = store.sizes
+    if len(scored) < FEWEST_EARLIER:
+        raise StoreError(f"{folder}: a warm start needs {FEWEST_EARLIER} scored candidates; got {len(scored)}")
+    told = [scores(with_costs(answered[c.id], c.recipe, sizes, objectives), objectives) for c in scored]
+    return [(c.genome or (), tuple(-e.mean for e in each)) for c, each in zip(scored, told, strict=True)]
 
 
 def _meaning(space: Mapping[str, Any], genes: list[str]) -> dict[str, Any]:
@@ -204,10 +217,13 @@ def is_complete(store: RunStore, experiment: Experiment) -> bool:
     """Whether a run has nothing left to do: it is confirmed, and its budget holds no further generation."""
     if store.meta("state") != "finished":
         return False
-    budget, population = experiment.budget, experiment.algorithm.population
-    if _searched(store) + population > budget.evaluations:
+    budget, searched = experiment.budget, _searched(store)
+    population = experiment.algorithm.population_at(searched - experiment.anchors)
+    if not population or searched + population > budget.evaluations:
         return True
-    return budget.items is not None and int(store.meta("next generation") or 0) > budget.items
+    if budget.items is not None and int(store.meta("next generation") or 0) > budget.items:
+        return True
+    return budget.tokens is not None and int(store.meta("next generation, tokens") or 0) > budget.tokens
 
 
 def _refuse_smaller_budget(store: RunStore, experiment: Experiment) -> None:
@@ -219,20 +235,54 @@ def _refuse_smaller_budget(store: RunStore, experiment: Experiment) -> None:
         )
 
 
-def space_of(experiment: Experiment, lineup: Lineup) -> SearchSpace:
+def space_of(experiment: Experiment, lineup: Lineup, products: Products | None = None) -> SearchSpace:
     """The experiment's search space over a pool.
 
+    Args:
+        experiment: names the space.
+        lineup: the pool's shape.
+        products: scalar products of the models' weights, where they were measured.
+
     Raises:
-        ConfigError: the space contradicts the pool, or has more genes than the algorithm takes.
+        ConfigError: the space contradicts the pool, has more genes than the algorithm takes, or leaves a cost as it is.
     """
-    space = build_space(
-        experiment.space,
-        base=lineup.base,
-        experts=lineup.experts,
-        layers=lineup.layers,
-        dtype=lineup.dtype,
-        seed=experiment.seed,
+    models = Models(
+        base=lineup.base, experts=lineup.experts, layers=lineup.layers, dtype=lineup.dtype, products=products
     )
+    space = build_space(experiment.space, models, experiment.seed)
     if misfit := experiment.algorithm.misfit(len(experiment.fitness.objectives), len(space.genes)):
         raise ConfigError("algorithm", [Fault(path="$.algorithm.kind", message=misfit)])
+    _refuse_small_budget(experiment, space)
+    _refuse_constant_costs(experiment, lineup, space)
     return space
+
+
+def _refuse_small_budget(experiment: Experiment, space: SearchSpace) -> None:
+    """Some algorithms are of use only if they end."""
+    needed = experiment.anchors + experiment.algorithm.least([len(gene.choices) for gene in space.genes])
+    if experiment.budget.evaluations < needed:
+        message = (
+            f"{experiment.algorithm.kind} needs {needed:,} evaluations over {len(space.genes)} genes, anchors "
+            f"included; got {experiment.budget.evaluations:,}; raise the budget, or search fewer genes or levels"
+        )
+        raise ConfigError("budget", [Fault(path="$.budget.evaluations", message=message)])
+
+
+def _refuse_constant_costs(experiment: Experiment, lineup: Lineup, space: SearchSpace) -> None:
+    """A cost that no recipe of the space changes is no objective and no constraint."""
+    wanted = [measured for measured in experiment.fitness.measured if measured.cost is not None]
+    if lineup.sizes is None or not wanted:
+        return
+    draws = stream(experiment.seed, "costs").random((_TRIED, len(space.genes)))
+    recipes = [space.decode(space.start), *(space.decode(Genome(tuple(row))) for row in draws.tolist())]
+    faults = []
+    for measured in wanted:
+        found = {lineup.sizes.of(recipe, measured.cost) for recipe in recipes if measured.cost is not None}
+        if len(found) == 1:
+            message = (
+                f"{measured.name!r}: expected a space that changes the cost {measured.cost!r}; got {found.pop():,} for "
+                f"{len(recipes)} recipes of it; search paths of free length, or leave the cost out"
+            )
+            faults.append(Fault(path="$.fitness", message=message))
+    if faults:
+        raise ConfigError("fitness", faults)

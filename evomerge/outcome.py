@@ -8,15 +8,28 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from evomerge.recipe import Recipe
+from evomerge.recipe import Cost, Recipe
 
-__all__ = ["Failed", "ItemSet", "Job", "Outcome", "Phase", "Responses", "Scored", "Stage", "together"]
+__all__ = [
+    "Answer",
+    "Exact",
+    "Failed",
+    "ItemSet",
+    "Job",
+    "Outcome",
+    "Phase",
+    "Responses",
+    "Scored",
+    "Stage",
+    "together",
+]
 
 Phase = Literal["search", "confirm"]
 """`search`: items that steer the search. `confirm`: items that it never sees."""
 
-Stage = Literal["materialize", "evaluate", "timeout", "worker"]
-"""Where a job failed: making the weights, scoring them, running out of time, or losing the process."""
+Stage = Literal["materialize", "screen", "evaluate", "timeout", "worker", "node"]
+"""Where a job failed: making the weights, a first look at the model, scoring it, running out of time, losing the
+process, or losing its node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,7 @@ class Job:
         candidate: run-wide number of the candidate.
         round: which portion of a candidate's items this is, from 0; its responses add up over the rounds of a phase.
         attempt: 1 for the first try of this (candidate, phase); counts on over rounds.
+        alone: to be done in a process of its own, because drivers that did it themselves did not live to tell.
     """
 
     candidate: int
@@ -70,6 +84,12 @@ class Job:
     items: ItemSet
     round: int = 0
     attempt: int = 1
+    alone: bool = False
+
+    @property
+    def work(self) -> int:
+        """What it takes, as far as that is known beforehand: items times layers to run."""
+        return len(self.items) * self.recipe.depth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,13 +116,27 @@ class Responses:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Exact:
+    """A cost of a candidate, known from its recipe; see `evomerge.recipe.Cost`."""
+
+    cost: Cost
+    value: int
+
+
+Answer = Responses | Exact
+"""What is known of a candidate, piece by piece."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
     """A job that was done.
 
     Attributes:
         responses: one record per (task, metric), sorted.
-        seconds: wall seconds by stage: `materialize`, `forward` (the model's forward pass), `evaluate` (scoring
-            without the forward pass).
+        seconds: wall seconds by stage: `materialize`, `screen` (if candidates are screened), `forward` (the model's
+            forward pass), `evaluate` (scoring without the forward pass).
+        tokens: read and written: prompts, each text of an item once, answers that were scored and texts that were
+            written; items of a user's function aside.
         rewritten: share of the live model's weights that had to be written, 0 to 1; None for a worker that has none.
         worker: who did it.
     """
@@ -112,6 +146,7 @@ class Scored:
     round: int = 0
     responses: tuple[Responses, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
     rewritten: float | None = None
     worker: str = ""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 
-from evomerge.config import Experiment, FitnessConfig, IrtConfig
+from evomerge.config import Experiment, FitnessConfig, IrtConfig, VllmConfig
+from evomerge.launch import check_memory, most_layers
 from evomerge.merging.cache import folder_of
 from evomerge.merging.calibrated import CALIBRATION, statistics_bytes
-from evomerge.merging.footprint import RESERVE, Memory, footprints, host_memory, needs_of, size
+from evomerge.merging.footprint import RESERVE, Memory, footprints, needs_of, size
+from evomerge.merging.host import host_memory
 from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.variants import VARIANTS, disk_bytes
@@ -23,9 +27,8 @@ def estimate_plan(
 ) -> Iterator[tuple[str, str]]:
     """Pairs of a quantity and its value, in the order in which people ask."""
     fixed = experiment.anchors
-    population = experiment.algorithm.population
-    generations = (experiment.budget.evaluations - fixed) // population
-    candidates = fixed + generations * population
+    generations = _generations(experiment)
+    candidates = fixed + sum(generations)
     tasks = len({measured.task for measured in experiment.fitness.metrics})
     items = experiment.fitness.items
     finalists = fixed + experiment.fitness.confirm.shortlist
@@ -33,18 +36,21 @@ def estimate_plan(
     stored = sum(file.stat().st_size for file in {file for model in pool.models.values() for file in model.files})
     adapters = sum(is_adapter(pool.folder(name)) for name in pool.names)
     lora = f", and {adapters} LoRA adapters on it" if adapters else ""
-    workers = getattr(experiment.executor, "workers", 1)
+    workers = getattr(experiment.executor, "most", 1)
     full = len(pool.names) - adapters
     yield "models", f"{full} x {parameters / 1e6:.1f} M parameters, {lineup.layers} layers, {pool.dtype}{lora}"
-    yield "genes", f"{len(space.genes)} ({experiment.space.operator.name})"
+    operators = ", ".join(operator.name for operator in experiment.space.operators)
+    yield "genes", f"{len(space.genes)} ({operators or experiment.space.kind})"
     for gene in space.genes:
         if gene.choices:
             yield gene.name, " | ".join(gene.choices)
-    yield "candidates", f"{candidates} = {fixed} anchors + {generations} generations of {population}"
-    yield "search items", _search_items(experiment.fitness, tasks, fixed, generations, population)
+    each = " + ".join(f"{count} generations of {size}" for size, count in Counter(generations).items())
+    yield "candidates", f"{candidates} = {fixed} anchors + {each}"
+    yield "search items", _search_items(experiment.fitness, tasks, fixed, generations)
     yield "confirmation items", f"up to {finalists * tasks * items.confirm:,} ({finalists} candidates at most)"
     yield "workers", f"{workers} ({experiment.executor.kind}), {experiment.engine.kind} on {experiment.engine.device}"
     yield from _memory(experiment, pool, lineup.dtype)
+    check_memory(experiment, pool, lineup.dtype)
     yield "shared per node", f"{size(stored)} of model files and what is prepared of them are mapped once"
     yield "disk", "the run folder only: candidates are never written; each export takes one model"
     if "grams" in experiment.space.statistics:
@@ -56,23 +62,36 @@ def estimate_plan(
         yield "disk for transforms", f"{most} {told}, in {folder_of(VARIANTS)}"
 
 
-def _search_items(fitness: FitnessConfig, tasks: int, anchors: int, generations: int, population: int) -> str:
+def _generations(experiment: Experiment) -> list[int]:
+    """Candidates of each generation that the budget holds."""
+    sizes: list[int] = []
+    left = experiment.budget.evaluations - experiment.anchors
+    while 0 < (size := experiment.algorithm.population_at(sum(sizes))) <= left - sum(sizes):
+        sizes.append(size)
+    return sizes
+
+
+def _search_items(fitness: FitnessConfig, tasks: int, anchors: int, generations: Sequence[int]) -> str:
     """How many, and of what; at most, where the answers themselves decide."""
     few, estimator = fitness.items.search, fitness.estimator
     if isinstance(estimator, IrtConfig):
         all_ = estimator.universe
-        few, promoted = min(few, all_), min(estimator.promote, population)
-        total = tasks * (anchors * all_ + generations * (population * few + promoted * (all_ - few)))
-        told = f"{few} for each of {tasks} tasks; {all_} for anchors and {promoted} promoted candidates a generation"
+        few = min(few, all_)
+        promoted = sum(min(estimator.promote, population) for population in generations)
+        total = tasks * (anchors * all_ + sum(generations) * few + promoted * (all_ - few))
+        told = f"{few} for each of {tasks} tasks; {all_} for anchors and {promoted} promoted candidates"
         return f"at most {total:,} ({told})"
-    total = tasks * few * (anchors + generations * population)
+    total = tasks * few * (anchors + sum(generations))
     return f"{'at most ' if fitness.race else ''}{total:,} ({few} for each of {tasks} tasks)"
 
 
 def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tuple[str, str]]:
     """What a worker takes of its own, wherever it turns out to run; and whether that can fit here."""
     engine, executor = experiment.engine, experiment.executor
-    needs = needs_of(pool, dtype, engine.deltas)
+    if isinstance(engine, VllmConfig):
+        yield from _memory_of_vllm(engine, pool, dtype, most_layers(experiment, pool))
+        return
+    needs = needs_of(pool, dtype, engine.deltas, depth=most_layers(experiment, pool))
     if engine.device != "cpu":
         tiers = footprints(needs, on_device=True)
         wanted = [tier for tier in tiers if engine.residency in ("auto", tier.tier)]
@@ -83,10 +102,23 @@ def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tup
         made = f", {size(needs.made)} for weights that adapters or other vocabularies change" if needs.made else ""
         own = f"{size(needs.live)} live model, {size(needs.scratch[0])} scratch{made}; activations"
         yield "memory per CPU worker", own
-        memory = Memory(device=None, host=host_memory(free=False), workers=getattr(executor, "workers", 1))
+        memory = Memory(device=None, host=host_memory(free=False), workers=getattr(executor, "most", 1))
         if getattr(executor, "address", None) is None and not tier.fits(memory):
             yield (
                 "too large",
                 f"this machine has {size(memory.host)} for {memory.workers} workers; "
                 "use fewer workers, a smaller engine.dtype, or a machine with more memory",
             )
+
+
+def _memory_of_vllm(engine: VllmConfig, pool: ModelPool, dtype: str, layers: int) -> Iterator[tuple[str, str]]:
+    """The engine's own share, and what the merges beside it take."""
+    needs = replace(needs_of(pool, dtype, engine.deltas, depth=layers), live=0)
+    live = needs_of(pool, dtype, engine.deltas, depth=layers).live
+    ranks = engine.tensor_parallel_size
+    tiers = [str(tier) for tier in footprints(needs, on_device=True) if engine.residency in ("auto", tier.tier)]
+    share = f"{engine.gpu_memory_utilization:.0%} of the worker's share for vLLM"
+    yield "vLLM", f"{layers} layers, {size(live / ranks)} of weights{f' on each of {ranks} ranks' if ranks > 1 else ''}"
+    yield "memory per GPU", f"{share}; beside it {'; or '.join(tiers)}"
+    cache = engine.kv_cache_gib or 1.0
+    yield "memory per CPU worker", f"{size(live)} live model, {cache:g} GiB of keys and values; activations"

@@ -4,40 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
-from evomerge.config import Experiment
-from evomerge.engines.calibration import calibrate
+from evomerge.artefact import write_candidate
 from evomerge.errors import require
-from evomerge.launch import lineup_of, open_pool
-from evomerge.merge import mergekit_text, write_merge
-from evomerge.merging.pool import ModelPool
-from evomerge.opening import contents, refuse_change
-from evomerge.reports import model_card, summarize
-from evomerge.runs import RunStore
-from evomerge.workers.candidate import quiet
+from evomerge.pools import recorded_pool
+from evomerge.reports import summarize
+from evomerge.runs import RunStore, experiment_of
 
-__all__ = ["export", "licence_of"]
-
-
-def licence_of(folder: Path) -> str | None:
-    """The licence that a model's card names, if it has one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
-    try:
-        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except yaml.YAMLError:
-        return None
-    licence = front.get("license") if isinstance(front, dict) else None
-    return licence if isinstance(licence, str) else None
-
-
-def _pool_of(store: RunStore, experiment: Experiment) -> ModelPool:
-    pool = open_pool(experiment)
-    refuse_change(store.folder, *contents(store.manifest, lineup_of(experiment, pool)))
-    return pool
+__all__ = ["export"]
 
 
 def export(folder: Path, choice: str, out: Path | None, *, adapter: bool = False) -> Path:
@@ -60,20 +33,8 @@ def export(folder: Path, choice: str, out: Path | None, *, adapter: bool = False
     require("torch", "merge")
     with RunStore.read(folder) as store:
         summary = summarize(store)
-        number = summary.pick(choice)
-        experiment = Experiment.model_validate(store.experiment)
-        pool = _pool_of(store, experiment)
-        recipe = summary.entries[number].recipe
+        experiment = experiment_of(store)
+        pool = recorded_pool(store, experiment)
     target = out or folder / "export" / (choice.replace(":", "-") + ("-adapter" if adapter else ""))
-    names = {name: pool.folder(name).name for name in pool.names}  # a card is for others: no path of this machine
-    card = model_card(
-        summary,
-        number,
-        base_models=names,
-        licences={name: licence for name in recipe.models if (licence := licence_of(pool.folder(name)))},
-        mergekit_yaml=mergekit_text(recipe, pool, names),
-    )
-    with quiet(None):
-        calibrate(pool, recipe.needs, experiment.engine)
-    write_merge(recipe, pool, target, card, adapter=adapter)
+    write_candidate(summary, summary.pick(choice), experiment, pool, target, adapter=adapter)
     return target

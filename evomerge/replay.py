@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.config import Experiment
+from evomerge.config import plugin_digests
 from evomerge.errors import StoreError
-from evomerge.launch import lineup_of, open_pool
-from evomerge.opening import Lineup, contents, refuse_change
+from evomerge.opening import Lineup, refuse_change
 from evomerge.outcome import Failed, ItemSet, Job, Phase, Responses
+from evomerge.pools import placed, recorded_pool
 from evomerge.reports import summarize
-from evomerge.runs import RunStore
+from evomerge.runs import RunStore, experiment_of
 from evomerge.search import Search
 from evomerge.workers import WorkerInfo, WorkerSpec
 from evomerge.workers.candidate import MergeWorker
@@ -63,13 +63,14 @@ def replay_genomes(folder: Path) -> int:
     """
     with RunStore.read(folder) as store:
         manifest = store.manifest
-        experiment = Experiment.model_validate(store.experiment)
+        experiment = experiment_of(store)
         lineup = Lineup(
             base="base",
             experts=tuple(experiment.pool.experts),
             layers=manifest["layers"],
             dtype=manifest["dtype"],
             digest=manifest["pool_digest"],
+            sizes=store.sizes,
         )
         return Search(experiment, lineup, store=store, executor=None, info=_recorded_info(store)).replay()
 
@@ -85,18 +86,19 @@ def rescore(folder: Path, choice: str) -> Rescored:
         StoreError: no such run or candidate, no result to compare with, the candidate fails now, or something changed.
     """
     with RunStore.read(folder) as store:
-        experiment = Experiment.model_validate(store.experiment)
+        experiment = experiment_of(store)
         number = summarize(store).pick(choice)
         phase, responses = _recorded(store, number)
         recipe = next(candidate.recipe for candidate in store.candidates() if candidate.id == number)
         recorded = _recorded_info(store)
-        manifest = store.manifest
-    refuse_change(folder, *contents(manifest, lineup_of(experiment, open_pool(experiment))))
+        recorded_pool(store, experiment)
     spec = WorkerSpec(
-        pool=experiment.pool,
+        pool=placed(experiment.pool),
         fitness=experiment.fitness,
         engine=experiment.engine,
         seed=experiment.seed,
+        plugins=experiment.plugins,
+        plugin_digests=plugin_digests(experiment.plugins),
         transforms=experiment.space.every_transform,
         statistics=experiment.space.statistics,
     )

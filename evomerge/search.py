@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from evomerge.config import Experiment
 from evomerge.errors import StoreError, TaskError
 from evomerge.evaluator import Drained, Evaluator, Unsettled
-from evomerge.fitness import ItemSplit, Told, build_assessment, split_items
+from evomerge.fitness import ItemSplit, Told, build_assessment, split_items, with_costs
 from evomerge.fitness.build import bank_digests
+from evomerge.fitness.item_scores import item_scores
 from evomerge.opening import Lineup, anchors, earlier_evaluations, flat, refuse_change, space_of
-from evomerge.outcome import Job, Phase
-from evomerge.population import PopulationManager, build_algorithm
+from evomerge.outcome import Answer, Job, Phase
+from evomerge.population import Item, PopulationManager, Problem, build_algorithm
 from evomerge.recipe import Recipe
 from evomerge.runs import Candidate, Kind, RunStore
 from evomerge.spaces import Genome
@@ -83,14 +84,14 @@ class Search:
         self._objectives = experiment.fitness.objectives
         self._check_workers(info)
         self._split: ItemSplit = split_items(info.sizes, experiment.fitness.items, experiment.seed)
-        self._space = space_of(experiment, lineup)
-        algorithm = build_algorithm(
-            experiment.algorithm,
+        self._space = space_of(experiment, lineup, json.loads(store.meta("products") or "null"))
+        problem = Problem(
             space=self._space,
             weights=tuple(objective.weight for objective in self._objectives),
             seed=experiment.seed,
             earlier=earlier_evaluations(store),
         )
+        algorithm = build_algorithm(experiment.algorithm, problem)
         self._assessment = build_assessment(
             experiment.fitness,
             self._split,
@@ -99,7 +100,10 @@ class Search:
             seed=experiment.seed,
         )
         self._rounds: Counter[int] = Counter()
-        self._spent = 0
+        self._born: dict[Genome, int] = {}
+        self._lineage: dict[str, dict[str, object]] = {}
+        self._asked = self._spent = 0
+        self._tokens = self._dearest = 0
         self._manager = PopulationManager(algorithm, objectives=len(self._objectives))
         self._check_budget()
         self._recorded = {(c.kind, c.generation, c.slot): c for c in store.candidates()}
@@ -115,11 +119,14 @@ class Search:
             "dtype": info.dtype,
             "model contents": info.pool_digest,
         }
+        if info.screen:
+            now["screening"] = info.screen
         if banks := bank_digests(self._experiment.fitness):
             now["item banks"] = banks
         refuse_change(self._store.folder, {"model contents": self._lineup.digest}, {"model contents": info.pool_digest})
         before = self._store.meta("workers")
         if before is None:
+            self._store.set_meta("products", json.dumps(info.products))
             self._store.set_meta("workers", json.dumps(now))
             self._store.set_meta("versions", json.dumps(dict(info.versions)))
         else:
@@ -191,19 +198,25 @@ class Search:
             self._manager.tell(
                 [_scores(found, candidate) for candidate in candidates],
                 [found[c.id].violation if c.id in found else 0.0 for c in candidates],
+                [self._item_scores(c) for c in candidates] if self._manager.reads_items else None,
             )
             if self._executor is not None:
                 self._note(generation, found)
+                self._note_lineage(candidates)
                 self._account()
+            self._asked += len(candidates)
             generation += 1
         if self._executor is not None:
             self._store.set_meta("next generation", str(self._items_after(generation)))
+            self._store.set_meta("next generation, tokens", str(self._tokens + self._dearest))
 
     def _affordable(self, generation: int) -> bool:
-        """Whether the budget holds another generation, at its most costly."""
+        """Whether there is another generation, and the budget holds it at its most costly."""
         budget, population = self._experiment.budget, self._manager.population
-        return self._experiment.anchors + (generation + 1) * population <= budget.evaluations and (
-            budget.items is None or self._items_after(generation) <= budget.items
+        if not population or self._experiment.anchors + self._asked + population > budget.evaluations:
+            return False
+        return (budget.items is None or self._items_after(generation) <= budget.items) and (
+            budget.tokens is None or self._tokens + self._dearest <= budget.tokens
         )
 
     def _items_after(self, generation: int) -> int:
@@ -217,7 +230,7 @@ class Search:
         recipes = {candidate.id: candidate.recipe for candidate in (*references, *candidates)}
         labels = {candidate.label: candidate.id for candidate in references}
         dialogue = self._assessment.generation(generation, labels, {c.id: c.genome or () for c in candidates})
-        questions, settled = next(dialogue, None), 0
+        questions, settled, spent = next(dialogue, None), 0, 0
         while questions is not None:
             jobs = [
                 Job(candidate=i, phase="search", recipe=recipes[i], items=items, round=self._rounds[i])
@@ -227,15 +240,28 @@ class Search:
                 settled = min(max(settled, done), len(labels) * (generation == 0) + len(candidates))
                 yield self._progress("search", generation, settled, len(jobs))
             self._require(labels)
+            taken = {i: self._evaluator.tokens(i, "search", self._rounds[i]) for i in questions}
+            self._tokens += sum(taken.values())
+            spent += sum(tokens for i, tokens in taken.items() if i not in labels.values())
+            self._dearest = max(self._dearest, spent)
             self._rounds.update(questions.keys())
             self._spent += sum(map(len, questions.values()))
             try:
-                questions = dialogue.send(
-                    {i: self._evaluator.responses(i, "search", self._rounds[i]) for i in questions}
-                )
+                questions = dialogue.send({i: self._answers(i, recipes[i]) for i in questions})
             except StopIteration as end:
                 return dict(end.value)
         return {}
+
+    def _answers(self, candidate: int, recipe: Recipe) -> tuple[Answer, ...] | None:
+        """What a candidate answered in the rounds so far, and its costs; None if it failed."""
+        responses = self._evaluator.responses(candidate, "search", self._rounds[candidate])
+        measured = self._experiment.fitness.measured
+        return None if responses is None else with_costs(responses, recipe, self._lineup.sizes, measured)
+
+    def _item_scores(self, candidate: Candidate) -> Mapping[Item, float]:
+        """What a candidate scored on each item that it was asked; empty if it failed."""
+        answers = self._answers(candidate.id, candidate.recipe)
+        return {} if answers is None else item_scores(answers, self._objectives)
 
     def _require(self, labels: Mapping[str, int]) -> None:
         """Without the anchors that constraints are relative to, nothing can be told."""
@@ -252,10 +278,23 @@ class Search:
             audits[str(generation)] = {m: asdict(c) for m, c in self._assessment.checks(generation).items()}
             self._store.set_meta("audit", json.dumps(audits))
 
+    def _note_lineage(self, candidates: Sequence[Candidate]) -> None:
+        """Keep who the parents are of those that were crossed."""
+        for candidate, crossing in zip(candidates, self._manager.lineage, strict=False):
+            if crossing is not None:
+                parents = [self._born[crossing.first], self._born[crossing.second]]
+                told = {"parents": parents, "split": crossing.split, "share": crossing.share}
+                self._lineage[str(candidate.id)] = told
+        if self._lineage:
+            self._store.set_meta("lineage", json.dumps(self._lineage))
+
     def _ask(self, generation: int) -> list[Candidate]:
         genomes = self._manager.ask()
         decoded = [(genome, self._space.decode(genome)) for genome in genomes]
-        return self._register("search", generation, decoded)
+        candidates = self._register("search", generation, decoded)
+        for genome, candidate in zip(genomes, candidates, strict=True):
+            self._born.setdefault(genome, candidate.id)
+        return candidates
 
     def _register(
         self, kind: Kind, generation: int, decoded: Sequence[tuple[Genome | None, Recipe]]
@@ -302,7 +341,7 @@ class Search:
     def _progress(self, phase: Phase, generation: int, settled: int, batch: int) -> Progress:
         if phase == "confirm":
             return Progress(phase=phase, generation=-1, done=settled, planned=batch, failures=self._evaluator.failures)
-        before = 0 if generation == 0 else self._experiment.anchors + generation * self._manager.population
+        before = 0 if generation == 0 else self._experiment.anchors + self._asked
         planned = self._experiment.budget.evaluations
         return Progress(
             phase=phase,

@@ -29,8 +29,8 @@ def init(
 def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     """Check an experiment, its models, its search space and the names of its tasks, without running anything."""
     from evomerge.guard import warnings_of
-    from evomerge.launch import lineup_of, open_pool
     from evomerge.opening import space_of
+    from evomerge.pools import lineup_of, open_pool
     from evomerge.starter import unknown_tasks
 
     config = load(experiment, set_)
@@ -48,9 +48,9 @@ def plan(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     from rich.table import Table
 
     from evomerge.guard import warnings_of
-    from evomerge.launch import lineup_of, open_pool
     from evomerge.opening import space_of
     from evomerge.plan import estimate_plan
+    from evomerge.pools import lineup_of, open_pool
 
     config = load(experiment, set_)
     pool = open_pool(config)

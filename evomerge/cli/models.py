@@ -31,9 +31,9 @@ def pool(
     ] = None,
 ) -> None:
     """Look at models before merging: how much each changes its base, cosines, sign conflicts, alarms."""
-    from evomerge.launch import open_pool
     from evomerge.merging.kinship import kinship
     from evomerge.merging.pool import ModelPool
+    from evomerge.pools import open_pool
     from evomerge.reports import print_kinship, write_kinship
 
     experts = named_paths(expert or [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,10 @@ def run(
         str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, a shipped name, or a run folder.")
     ],
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME if left out.")] = None,
-    executor: Annotated[str | None, typer.Option(help="serial or ray, instead of what the file says.")] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="serial, ray, or a worker profile by path or name, instead of what the file says."),
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Run an experiment; on an existing run folder, go on where it stopped."""
@@ -31,7 +35,8 @@ def run(
     from evomerge.stopping import Stop
     from evomerge.watching import watching
 
-    changes = [*([f"executor.kind={executor}"] if executor else []), *(set_ or [])]
+    key = "executor.kind" if executor in ("serial", "ray") else "executor"
+    changes = [*([f"{key}={executor}"] if executor else []), *(set_ or [])]
     folder, config = _folder_and_config(experiment, out, changes)
     console = open_console()
     with Stop().listening() as stop, watching(console) as watch:
@@ -62,37 +67,47 @@ def _conclude(folder: Path, console: Console) -> None:
     with RunStore.read(folder) as store:
         if store.meta("state") == "stopped":
             console.print(f"Stopped on request; nothing is lost. To go on: evomerge run {folder}")
-        if find_spec("plotly") and find_spec("jinja2"):
-            try:
-                page = write_report(store, folder / "report.html")
-            except EvomergeError as error:  # a report can be written again at any time; the verdict counts
-                typer.echo(f"warning: {error}", err=True)
-        print_verdict(summarize(store), console, page)
+        summary = summarize(store)
+    if find_spec("jinja2"):
+        try:
+            page = write_report(summary, folder / "report.html")
+        except EvomergeError as error:  # a report can be written again at any time; the verdict counts
+            typer.echo(f"warning: {error}", err=True)
+    print_verdict(summary, console, page)
 
 
 def status(run: RunArgument) -> None:
     """Show where a run stands, whether it is running or not."""
-    from evomerge.reports import print_status, summarize
+    from evomerge.reports import MANY, print_standing, print_status, summarize
     from evomerge.runs import RunStore
 
     with RunStore.read(run) as store:
-        print_status(summarize(store), open_console())
+        counts = store.counts()
+        if counts["results"] >= MANY:
+            print_standing(store, counts, open_console())
+        else:
+            print_status(summarize(store), open_console())
 
 
 def report(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="The HTML file; RUN/report.html if left out.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw the front into a PNG file.")] = None,
+    random: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="A random search of the same experiment, to compare progress with."),
+    ] = None,
 ) -> None:
     """Write the report of a run: one HTML file that opens offline."""
     from evomerge.reports import summarize, write_png, write_report
     from evomerge.runs import RunStore
 
-    with RunStore.read(run) as store:
-        typer.echo(write_report(store, out or run / "report.html"))
-        if png is not None:
-            write_png(summarize(store), png)
-            typer.echo(png)
+    with RunStore.read(run) as store, nullcontext() if random is None else RunStore.read(random) as other:
+        summary = summarize(store, other)
+    typer.echo(write_report(summary, out or run / "report.html"))
+    if png is not None:
+        write_png(summary, png)
+        typer.echo(png)
 
 
 def replay(

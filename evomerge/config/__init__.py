@@ -1,7 +1,7 @@
 """Configuration: schema, YAML with lines, shipped names."""
 
 from evomerge.config.algorithms import (
-    Algorithm,
+    AlgorithmConfig,
     CatCmaConfig,
     CmaConfig,
     IslandsConfig,
@@ -12,16 +12,17 @@ from evomerge.config.algorithms import (
     SepCmaConfig,
     SmsEmoaConfig,
 )
+from evomerge.config.baselines import FrankWolfeConfig, GridConfig, KinshipConfig, QdConfig, ReinforcedConfig
+from evomerge.config.breeding import M2n2Config, SoupConfig, SplitPointConfig
+from evomerge.config.children import ChildConfig
 from evomerge.config.coefficients import Coefficient
+from evomerge.config.engines import EngineConfig, TransformersConfig, VllmConfig, transformers_config
 from evomerge.config.fitness import (
     ConfirmConfig,
-    ConstraintConfig,
     FitnessConfig,
     IrtConfig,
     ItemsConfig,
     MeanConfig,
-    Measured,
-    ObjectiveConfig,
     RaceConfig,
 )
 from evomerge.config.loader import (
@@ -34,24 +35,30 @@ from evomerge.config.loader import (
     shipped_folder,
     shipped_names,
 )
+from evomerge.config.measured import ConstraintConfig, Measured, Metric, ObjectiveConfig, PartConfig
 from evomerge.config.models import (
     Budget,
     CalibrationConfig,
-    EngineConfig,
     ExecutorConfig,
     Experiment,
     PoolConfig,
     RayConfig,
     SerialConfig,
+    WorkerRange,
 )
+from evomerge.config.plugins import load_plugins, plugin_digests
+from evomerge.config.refined import RefinedConfig, StageConfig
+from evomerge.config.routing import GraftConfig, IndicatorSpaceConfig, PathSpaceConfig, RoutingSpaceConfig, ScaleRange
 from evomerge.config.scorers import FunctionConfig, KlConfig, LossConfig, ScorerConfig, TextConfig
-from evomerge.config.space import GeneRange, OperatorConfig, ParameterSpaceConfig
+from evomerge.config.screening import ScreenConfig
+from evomerge.config.space import GeneRange, OperatorConfig, ParameterSpaceConfig, SpaceConfig
 
 __all__ = [
-    "Algorithm",
+    "AlgorithmConfig",
     "Budget",
     "CalibrationConfig",
     "CatCmaConfig",
+    "ChildConfig",
     "CmaConfig",
     "Coefficient",
     "ConfirmConfig",
@@ -60,36 +67,61 @@ __all__ = [
     "ExecutorConfig",
     "Experiment",
     "FitnessConfig",
+    "FrankWolfeConfig",
     "FunctionConfig",
     "GeneRange",
+    "GraftConfig",
+    "GridConfig",
+    "IndicatorSpaceConfig",
     "IrtConfig",
     "IslandsConfig",
     "ItemsConfig",
+    "KinshipConfig",
     "KlConfig",
     "LossConfig",
+    "M2n2Config",
     "MapConfig",
     "MeanConfig",
     "Measured",
+    "Metric",
     "Nsga2Config",
     "Nsga3Config",
     "ObjectiveConfig",
     "OperatorConfig",
     "ParameterSpaceConfig",
+    "PartConfig",
+    "PathSpaceConfig",
     "PoolConfig",
+    "QdConfig",
     "RaceConfig",
     "RandomConfig",
     "RayConfig",
+    "RefinedConfig",
+    "ReinforcedConfig",
+    "RoutingSpaceConfig",
+    "ScaleRange",
     "ScorerConfig",
+    "ScreenConfig",
     "SepCmaConfig",
     "SerialConfig",
     "SmsEmoaConfig",
+    "SoupConfig",
+    "SpaceConfig",
+    "SplitPointConfig",
+    "StageConfig",
     "TextConfig",
+    "TransformersConfig",
+    "VllmConfig",
+    "WorkerRange",
     "dump",
     "find",
     "load_experiment",
     "load_fitness",
+    "load_plugins",
     "load_space",
+    "plugin_digests",
     "recorded_experiment",
     "shipped_folder",
     "shipped_names",
+    "transformers_config",
 ]

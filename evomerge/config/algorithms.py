@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from evomerge.config.base import Finite, Strict
+from evomerge.config.base import Finite
+from evomerge.config.registry import Registered
 
 __all__ = [
-    "Algorithm",
+    "AlgorithmConfig",
     "CatCmaConfig",
     "CmaConfig",
     "IslandsConfig",
@@ -26,24 +28,41 @@ Population = Annotated[int, Field(ge=4)]
 Sigma = Annotated[Finite, Field(gt=0, le=1)]
 
 
-class AlgorithmConfig(Strict):
-    """What all algorithms have in common."""
+class AlgorithmConfig(Registered):
+    """What all algorithms have in common.
+
+    Builders get the configuration and an `evomerge.population.Problem`, and give an `evomerge.population.Algorithm`.
+    """
 
     contest: ClassVar[Literal["mean", "front"]] = "front"
     """What its candidates compete for: the best weighted mean, or a place on the front."""
     objectives: ClassVar[tuple[int, int]] = (1, 1000)
     """Fewest and most objectives that it can take."""
     most_genes: ClassVar[int] = 1_000_000
+    spaces: ClassVar[tuple[str, ...]] = ()
+    """Kinds of spaces that it can search; empty for all."""
+    meets_items: ClassVar[bool] = False
+    """Whether it compares candidates of different generations item by item, so that a fixed draw suits it."""
     share: ClassVar[int] = 0
     """How many genomes of a generation it needs for each objective, and once more; 0 if it does not matter."""
 
-    kind: str
-    population: Population
-    """Candidates per generation."""
+    def population_at(self, asked: int) -> int:
+        """Candidates of the generation that begins when so many were asked; 0 if there is nothing left to ask.
 
-    def misfit(self, objectives: int, genes: int = 1) -> str | None:
-        """Why the algorithm cannot take so many objectives and genes; None if it can."""
+        The value of the key `population`, for algorithms whose generations are all equally large.
+        """
+        population: int = vars(self)["population"]
+        return population
+
+    def least(self, choices: Sequence[int]) -> int:
+        """Fewest candidates that it needs over genes with so many options each, 0 for numbers."""
+        return self.population_at(0)
+
+    def misfit(self, objectives: int, genes: int = 1, space: str | None = None) -> str | None:
+        """Why the algorithm cannot take so many objectives and genes, or that kind of space; None if it can."""
         fewest, most = self.objectives
+        if self.spaces and space not in (None, *self.spaces):
+            return f"{self.kind} searches spaces of kind {' or '.join(self.spaces)}; got {space}"
         if genes > self.most_genes:
             return (
                 f"{self.kind} takes at most {self.most_genes} genes; got {genes}; use fewer knots or another algorithm"
@@ -53,14 +72,15 @@ class AlgorithmConfig(Strict):
         if objectives > most:
             return f"{self.kind} takes at most {most} objectives; got {objectives}; nsga3 takes more"
         least = self.share * (objectives + 1)
-        if self.population < least:
+        if self.population_at(0) < least:
             return (
                 f"{self.kind} with {objectives} objectives needs a population of at least {least}, {self.share} for "
-                f"each of {objectives + 1} islands; got {self.population}"
+                f"each of {objectives + 1} islands; got {self.population_at(0)}"
             )
         return None
 
 
+@AlgorithmConfig.register("evomerge.population.cma:build")
 class CmaConfig(AlgorithmConfig):
     """CMA-ES on the weighted mean of the objectives."""
 
@@ -75,6 +95,7 @@ class CmaConfig(AlgorithmConfig):
     """Folder of an earlier run over the same genes, whose best candidates give the first distribution."""
 
 
+@AlgorithmConfig.register("evomerge.population.cma:build")
 class SepCmaConfig(AlgorithmConfig):
     """CMA-ES with a diagonal covariance on the weighted mean of the objectives, for more than about 100 genes."""
 
@@ -87,6 +108,7 @@ class SepCmaConfig(AlgorithmConfig):
     """Folder of an earlier run over the same genes, whose best candidates give the first mean and step size."""
 
 
+@AlgorithmConfig.register("evomerge.population.cat_cma:build")
 class CatCmaConfig(AlgorithmConfig):
     """CMA-ES whose choices are categories without an order, on the weighted mean of the objectives."""
 
@@ -97,6 +119,7 @@ class CatCmaConfig(AlgorithmConfig):
     """First step size, as a share of each gene's range."""
 
 
+@AlgorithmConfig.register("evomerge.population.genetic:build")
 class Nsga2Config(AlgorithmConfig):
     """NSGA-II on all objectives."""
 
@@ -104,6 +127,7 @@ class Nsga2Config(AlgorithmConfig):
     population: Population = 20
 
 
+@AlgorithmConfig.register("evomerge.population.genetic:build")
 class Nsga3Config(AlgorithmConfig):
     """NSGA-III on all objectives, for three and more."""
 
@@ -112,6 +136,7 @@ class Nsga3Config(AlgorithmConfig):
     population: Population = 20
 
 
+@AlgorithmConfig.register("evomerge.population.genetic:build")
 class SmsEmoaConfig(AlgorithmConfig):
     """SMS-EMOA on all objectives: survivors are chosen by the hypervolume that they add."""
 
@@ -120,6 +145,7 @@ class SmsEmoaConfig(AlgorithmConfig):
     population: Population = 40
 
 
+@AlgorithmConfig.register("evomerge.population.islands:build")
 class IslandsConfig(AlgorithmConfig):
     """Islands of CMA-ES with a diagonal covariance: one for each objective, one in the middle."""
 
@@ -132,6 +158,7 @@ class IslandsConfig(AlgorithmConfig):
     """First step size, as a share of each gene's range."""
 
 
+@AlgorithmConfig.register("evomerge.population.amortized:build")
 class MapConfig(AlgorithmConfig):
     """Amortised Pareto fronts: a quadratic model of each objective, for at most 8 genes."""
 
@@ -140,23 +167,10 @@ class MapConfig(AlgorithmConfig):
     population: Population = 20
 
 
+@AlgorithmConfig.register("evomerge.population.random_search:build")
 class RandomConfig(AlgorithmConfig):
     """Uniform random search, the reference every other algorithm must beat."""
 
     kind: Literal["random"]
     population: Population = 20
     """Candidates per batch."""
-
-
-Algorithm = Annotated[
-    CmaConfig
-    | SepCmaConfig
-    | CatCmaConfig
-    | Nsga2Config
-    | Nsga3Config
-    | SmsEmoaConfig
-    | IslandsConfig
-    | MapConfig
-    | RandomConfig,
-    Field(discriminator="kind"),
-]

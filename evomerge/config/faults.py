@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from evomerge.config.registry import Registered
 from evomerge.errors import Fault
 from evomerge.yaml_lines import Document, KeyPath
 
@@ -54,11 +55,13 @@ def _tag(model: Any) -> str | None:
     """The `kind` of a member of a tagged union."""
     if not (isinstance(model, type) and issubclass(model, BaseModel)) or "kind" not in model.model_fields:
         return None
-    return str(get_args(model.model_fields["kind"].annotation)[0])
+    return str(next(iter(get_args(model.model_fields["kind"].annotation)), None))
 
 
 def _step(annotation: Any, part: str | int) -> tuple[Any, bool]:
     """The type one step down, and whether the step stands in the user's file (tags of unions do not)."""
+    if isinstance(part, str) and part.startswith("["):
+        return annotation, False
     for member in _members(annotation):
         if _tag(member) == part and len(_members(annotation)) > 1:
             return member, False
@@ -72,16 +75,31 @@ def _step(annotation: Any, part: str | int) -> tuple[Any, bool]:
     return Any, True
 
 
-def _walk(root: Any, location: KeyPath) -> tuple[KeyPath, Any]:
-    """User path of a pydantic location, and the type that holds its last part."""
+def _known(annotation: Any, data: Any) -> Any:
+    """A family of configurations as the one of its kinds that the data is of."""
+    family = next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, Registered)), None)
+    return annotation if family is None else family.class_of(data)
+
+
+def _walk(root: Any, location: KeyPath, data: Any) -> tuple[KeyPath, Any]:
+    """User path of a pydantic location in the data, and the type that holds its last part."""
     path: list[str | int] = []
-    holder = annotation = root
+    holder = annotation = _known(root, data)
     for part in location:
         holder = annotation
         annotation, shown = _step(annotation, part)
-        if shown and part != "[key]":
+        if shown:
             path.append(part)
+            data = _below(data, part)
+        annotation = _known(annotation, data)
     return tuple(path), holder
+
+
+def _below(data: Any, part: str | int) -> Any:
+    try:
+        return data[part]
+    except (LookupError, TypeError):
+        return None
 
 
 def _message(error: ErrorDetails, holder: Any) -> str:
@@ -123,6 +141,6 @@ def faults_of(error: ValidationError, root: type[BaseModel], document: Document)
     """
     faults = []
     for detail in error.errors():
-        path, holder = _walk(root, detail["loc"])
+        path, holder = _walk(root, detail["loc"], document.data)
         faults.append(document.fault(path, _message(detail, holder)))
     return sorted(set(faults), key=lambda fault: (fault.file or "", fault.line or 0, fault.path))

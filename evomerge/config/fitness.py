@@ -12,80 +12,19 @@ from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.faults import near
+from evomerge.config.measured import ConstraintConfig, Measured, Metric, ObjectiveConfig
 from evomerge.config.scorers import ScorerConfig, TextConfig
+from evomerge.config.screening import ScreenConfig
 
 __all__ = [
     "ConfirmConfig",
-    "ConstraintConfig",
     "EstimatorConfig",
     "FitnessConfig",
     "IrtConfig",
     "ItemsConfig",
     "MeanConfig",
-    "Measured",
-    "MetricConfig",
-    "ObjectiveConfig",
     "RaceConfig",
 ]
-
-
-class MetricConfig(Strict):
-    """A metric of a task, averaged over its items."""
-
-    name: Name
-    task: str
-    """An lm-eval task, from the files under `tasks`; or a scorer."""
-    metric: str = "acc"
-    """Per-item metric of that task."""
-    filter: str | None = None
-    """lm-eval filter; needed only when the task has several."""
-    few_shot: Annotated[int, Field(ge=0)] = 0
-    """Worked examples in the prompt."""
-
-
-class ObjectiveConfig(MetricConfig):
-    """One number to optimize."""
-
-    goal: Literal["max", "min"] = "max"
-    """`max`: higher values of the metric are better."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Share in the weighted mean that single-objective algorithms optimize."""
-
-
-class ConstraintConfig(MetricConfig):
-    """A limit. A candidate that breaks one is worse than any that keeps all, however well it scores."""
-
-    at_least: Finite | None = None
-    """Smallest mean of the metric; either this or `at_most`."""
-    at_most: Finite | None = None
-    """Largest mean."""
-    relative_to: str | None = None
-    """`base`, an expert or `uniform`: the limit is then on the difference to it, on the same items. `at_least: -0.02,
-    relative_to: base` allows to forget two points."""
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError(f"{self.name}: expected one limit, at_least or at_most; got both or none")
-        return self
-
-    @property
-    def goal(self) -> Literal["max", "min"]:
-        """On which side of the limit a candidate must be."""
-        return "min" if self.at_least is None else "max"
-
-    @property
-    def weight(self) -> float:
-        """Constraints are not weighed against each other."""
-        return 1.0
-
-    @property
-    def limit(self) -> float:
-        """Smallest score, higher being better."""
-        return self.at_least if self.at_least is not None else -(self.at_most or 0.0)
-
-
-Measured = ObjectiveConfig | ConstraintConfig
 
 
 class ItemsConfig(Strict):
@@ -164,14 +103,20 @@ class FitnessConfig(Strict):
     race: RaceConfig | None = None
     """Left out: every candidate answers `items.search` items."""
     confirm: ConfirmConfig = ConfirmConfig()
+    screen: ScreenConfig | None = None
+    """Left out: every candidate is scored."""
     chat_template: bool = False
     """Wrap prompts in the models' chat template."""
 
     @field_validator("objectives")
     @classmethod
-    def _not_mean(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
+    def _worth_a_search(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
         if any(objective.name == "mean" for objective in objectives):
             raise ValueError("'mean' names the mean of all objectives; give this objective another name")
+        if all(objective.cost is not None for objective in objectives):
+            raise ValueError(
+                "expected an objective that a task measures; got costs alone, which no search is needed for"
+            )
         return objectives
 
     @model_validator(mode="after")
@@ -189,28 +134,33 @@ class FitnessConfig(Strict):
 
     @model_validator(mode="after")
     def _scorers_are_read_right(self) -> Self:
-        for measured in self.metrics:
-            scorer = self.scorers.get(measured.task)
+        for read in self.metrics:
+            scorer = self.scorers.get(read.task)
             if scorer is None:
                 continue
-            where = f"{measured.name}: the scorer {measured.task!r}"
-            if measured.metric not in scorer.metrics:
-                hint = near(measured.metric, scorer.metrics)
-                raise ValueError(f"{where} measures {list(scorer.metrics)}; got metric: {measured.metric!r}{hint}")
-            if isinstance(scorer, TextConfig) and measured.goal == "max":
-                raise ValueError(f"{where}: {measured.metric} is better the lower it is; set goal: min, or at_most")
-            if measured.filter is not None or measured.few_shot:
+            where = f"{read.name}: the scorer {read.task!r}"
+            if read.metric not in scorer.metrics:
+                hint = near(read.metric, scorer.metrics)
+                raise ValueError(f"{where} measures {list(scorer.metrics)}; got metric: {read.metric!r}{hint}")
+            if isinstance(scorer, TextConfig) and read.goal == "max":
+                raise ValueError(f"{where}: {read.metric} is better the lower it is; set goal: min, or at_most")
+            if read.filter is not None or read.few_shot:
                 raise ValueError(f"{where} is no lm-eval task; leave out filter and few_shot")
         return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        names = [metric.name for metric in self.metrics]
+        names = [measured.name for measured in self.measured]
         if len(set(names)) != len(names):
             raise ValueError(f"names of objectives and constraints must be distinct; got {names}")
         return self
 
     @property
-    def metrics(self) -> tuple[ObjectiveConfig | ConstraintConfig, ...]:
-        """All that is measured: the objectives, then the constraints."""
+    def measured(self) -> tuple[Measured, ...]:
+        """All that is known of a candidate: the objectives, then the constraints."""
         return (*self.objectives, *self.constraints)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All that items are asked for, in the same order."""
+        return tuple(metric for measured in self.measured for metric in measured.metrics)

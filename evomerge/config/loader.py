@@ -19,8 +19,9 @@ from evomerge.config.coefficients import read_coefficients
 from evomerge.config.faults import faults_of, near
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.models import Experiment
+from evomerge.config.plugins import load_plugins
 from evomerge.config.scorers import missing_files
-from evomerge.config.space import ParameterSpaceConfig
+from evomerge.config.space import SpaceConfig
 from evomerge.errors import ConfigError, Fault
 from evomerge.yaml_lines import Document, KeyPath, Place, parse
 
@@ -37,7 +38,7 @@ __all__ = [
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_FOLDERS = {"space": "search_spaces", "fitness": "fitness"}
+_FOLDERS = {"space": "search_spaces", "fitness": "fitness", "executor": "cluster"}
 
 
 def shipped_folder(kind: str) -> Path:
@@ -127,6 +128,9 @@ def _resolve_fitness(data: Any, folder: Path) -> None:
     if isinstance(estimator, dict) and isinstance(estimator.get("banks"), list):
         banks = estimator["banks"]
         estimator["banks"] = [_absolute(folder, bank) if isinstance(bank, str) else bank for bank in banks]
+    screen = data.get("screen")
+    if isinstance(screen, dict) and isinstance(screen.get("text"), str):
+        screen["text"] = _absolute(folder, screen["text"])
     scorers = data.get("scorers")
     for scorer in scorers.values() if isinstance(scorers, dict) else ():
         if isinstance(scorer, dict):
@@ -149,7 +153,7 @@ def _resolve_pool(data: Any, folder: Path) -> None:
     if isinstance(data.get("base"), str):
         data["base"] = _absolute(folder, data["base"])
     if isinstance(data.get("experts"), dict):
-        data["experts"] = {k: _absolute(folder, v) if isinstance(v, str) else v for k, v in data["experts"].items()}
+        data["experts"] = {name: _resolved_expert(expert, folder) for name, expert in data["experts"].items()}
     if isinstance(calibration := data.get("calibration"), dict):
         text = calibration.get("text")
         if isinstance(text, str):
@@ -158,17 +162,34 @@ def _resolve_pool(data: Any, folder: Path) -> None:
             calibration["text"] = {k: _absolute(folder, v) if isinstance(v, str) else v for k, v in text.items()}
 
 
+def _resolved_expert(expert: Any, folder: Path) -> Any:
+    if isinstance(expert, dict) and isinstance(expert.get("run"), str):  # runs lie where they were started
+        beside = Path(_absolute(folder, expert["run"]))
+        return expert | {"run": str(beside) if beside.is_dir() else _absolute(Path.cwd(), expert["run"])}
+    return _absolute(folder, expert) if isinstance(expert, str) else expert
+
+
 def _missing_paths(experiment: Experiment, document: Document) -> list[Fault]:
     """Model folders, task files and modules that do not exist."""
     folders: list[tuple[KeyPath, Path]] = [(("pool", "base"), experiment.pool.base)]
-    folders += [(("pool", "experts", name), path) for name, path in experiment.pool.experts.items()]
-    texts = {path: ("pool", "calibration", "text") for path in experiment.pool.texts.values()}
+    experts = experiment.pool.experts.items()
+    folders += [(("pool", "experts", name), path) for name, path in experts if isinstance(path, Path)]
+    children = experiment.pool.children.items()
+    runs: list[tuple[KeyPath, Path]] = [(("pool", "experts", name, "run"), child.run) for name, child in children]
+    texts: dict[Path, KeyPath] = {path: ("pool", "calibration", "text") for path in experiment.pool.texts.values()}
+    if experiment.fitness.screen is not None:
+        texts[experiment.fitness.screen.text] = ("fitness", "screen", "text")
     tasks: list[tuple[KeyPath, Path]] = [(("fitness", "tasks", i), p) for i, p in enumerate(experiment.fitness.tasks)]
     listed = getattr(experiment.fitness.estimator, "banks", ())
     banks: list[tuple[KeyPath, Path]] = [(("fitness", "estimator", "banks", i), p) for i, p in enumerate(listed)]
     scorers = ((("fitness", "scorers", *key), message) for key, message in missing_files(experiment.fitness.scorers))
     return [
         *(document.fault(key, f"expected a model folder; nothing at {p}") for key, p in folders if not p.is_dir()),
+        *(
+            document.fault(key, f"expected a run folder; nothing at {p}; run that first")
+            for key, p in runs
+            if not p.is_dir()
+        ),
         *(document.fault(key, f"expected a text file; nothing at {p}") for p, key in texts.items() if not p.is_file()),
         *(document.fault(key, f"expected a task file or folder; nothing at {p}") for key, p in tasks if not p.exists()),
         *(document.fault(key, f"expected an item bank; nothing at {p}") for key, p in banks if not p.is_file()),
@@ -257,6 +278,7 @@ def _experiment(document: Document, folder: Path, assignments: Sequence[str]) ->
     _resolve_start(document.data.get("space"), folder)
     _resolve_start(document.data.get("algorithm"), folder)
     faults += _graft_start(document, ("space",))
+    faults += _load_plugins(document, folder)
     try:
         experiment = _validate(Experiment, document)
     except ConfigError as error:
@@ -269,7 +291,20 @@ def _experiment(document: Document, folder: Path, assignments: Sequence[str]) ->
     return experiment
 
 
-def load_space(name: str) -> ParameterSpaceConfig:
+def _load_plugins(document: Document, folder: Path) -> list[Fault]:
+    """Run what stands under `plugins`, before anything is validated that it may register."""
+    files = document.data.get("plugins")
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        return []
+    document.data["plugins"] = [_absolute(folder, file) for file in files]
+    try:
+        load_plugins([Path(file) for file in document.data["plugins"]])
+    except ConfigError as error:
+        return [document.fault(("plugins",), fault.message) for fault in error.faults]
+    return []
+
+
+def load_space(name: str) -> SpaceConfig:
     """Read a search space by path or shipped name.
 
     Raises:
@@ -280,7 +315,7 @@ def load_space(name: str) -> ParameterSpaceConfig:
     _resolve_start(document.data, path.parent)
     if faults := _graft_start(document, ()):
         raise ConfigError(document.source, faults)
-    return _validate(ParameterSpaceConfig, document)
+    return _validate(SpaceConfig, document)
 
 
 def load_fitness(name: str) -> FitnessConfig:

@@ -10,24 +10,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from evomerge.config.algorithms import Algorithm
+from evomerge.config.algorithms import AlgorithmConfig
 from evomerge.config.base import Finite, Name, Strict
+from evomerge.config.children import ChildConfig, Expert
+from evomerge.config.engines import EngineConfig, TransformersConfig, VllmConfig
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.scorers import KlConfig
-from evomerge.config.space import ParameterSpaceConfig
+from evomerge.config.space import SpaceConfig
 from evomerge.recipe import OPERATORS
 
 __all__ = [
     "Budget",
     "CalibrationConfig",
-    "EngineConfig",
     "ExecutorConfig",
     "Experiment",
     "PoolConfig",
     "RayConfig",
     "SerialConfig",
+    "WorkerRange",
 ]
 
 
@@ -49,8 +51,9 @@ class PoolConfig(Strict):
 
     base: Path
     """Folder of the base model."""
-    experts: Annotated[dict[Name, Path], Field(min_length=1)]
-    """Folders of the experts, by a name of your choice: models, or PEFT LoRA adapters on the base."""
+    experts: Annotated[dict[Name, Expert], Field(min_length=1)]
+    """Folders of the experts, by a name of your choice: models, or PEFT LoRA adapters on the base. Or what an earlier
+    run found, as `{run: FOLDER, candidate: knee}`."""
     tokenizer: str | None = None
     """Whose tokenizer, special tokens and chat template the merged model takes: `base`, or the name of an expert. Rows
     of embeddings and output heads then follow the text of their tokens. Left out: models that differ are refused."""
@@ -59,7 +62,7 @@ class PoolConfig(Strict):
 
     @field_validator("experts")
     @classmethod
-    def _base_is_reserved(cls, experts: dict[str, Path]) -> dict[str, Path]:
+    def _base_is_reserved(cls, experts: dict[str, Expert]) -> dict[str, Expert]:
         for name in experts:
             if name in ("base", "uniform", "knee") or name.isdigit():
                 raise ValueError(
@@ -81,6 +84,22 @@ class PoolConfig(Strict):
         return self
 
     @property
+    def folders(self) -> dict[str, Path]:
+        """Folders of the experts.
+
+        Raises:
+            ValueError: one is a candidate of an earlier run that was not written out (see `evomerge.pools.placed`).
+        """
+        if self.children:
+            raise ValueError(f"expected folders; got candidates of earlier runs: {', '.join(self.children)}")
+        return {name: expert for name, expert in self.experts.items() if isinstance(expert, Path)}
+
+    @property
+    def children(self) -> dict[str, ChildConfig]:
+        """Experts that are candidates of earlier runs."""
+        return {name: expert for name, expert in self.experts.items() if isinstance(expert, ChildConfig)}
+
+    @property
     def texts(self) -> dict[str, Path]:
         """Calibration text by model."""
         return {} if self.calibration is None else self.calibration.texts(("base", *self.experts))
@@ -94,32 +113,9 @@ class Budget(Strict):
     are run, and the final confirmation comes on top."""
     items: Annotated[int, Field(ge=1)] | None = None
     """Answers to search items, over all candidates and tasks; a generation that may exceed it is not begun."""
-
-
-class EngineConfig(Strict):
-    """The live model that candidates are written into."""
-
-    kind: Literal["transformers"] = "transformers"
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    """`auto` takes a GPU if there is one."""
-    dtype: Literal["pool", "bfloat16", "float16", "float32"] = "pool"
-    """Dtype of weights and arithmetic; `pool` is the models' own."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Requests per forward pass; fixed, because padding can flip near-ties."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads per worker."""
-    residency: Literal["auto", "device", "pinned", "mapped"] = "auto"
-    """Where base and experts are kept: in the GPU's memory, in page-locked host memory, or in mapped files; `auto`
-    takes the first that fits. On a CPU they are mapped."""
-    deltas: Literal["exact", "int8"] = "exact"
-    """`int8`: the search merges 8-bit task vectors, which take less memory; what is confirmed or exported is exact. For
-    operators that add task vectors."""
-
-    @model_validator(mode="after")
-    def _a_cpu_maps_models(self) -> Self:
-        if self.device == "cpu" and self.residency not in ("auto", "mapped"):
-            raise ValueError(f"residency: expected auto or mapped on a CPU; got {self.residency!r}")
-        return self
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that search items take, read and written; a generation is begun if the dearest so far would fit. Seconds
+    are no budget: no resumed run would spend them alike."""
 
 
 class SerialConfig(Strict):
@@ -128,21 +124,65 @@ class SerialConfig(Strict):
     kind: Literal["serial"]
 
 
+class WorkerRange(Strict):
+    """How many workers a run takes on a cluster that grows and shrinks."""
+
+    min: Annotated[int, Field(ge=1)] = 1
+    """With fewer, for `start_timeout_seconds`, the run stops."""
+    max: Annotated[int, Field(ge=1)]
+    """As many as there is room for, up to this."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min: expected at most max, {self.max}; got {self.min}")
+        return self
+
+
 class RayConfig(Strict):
     """Ray actors, one model in each."""
 
     kind: Literal["ray"]
-    workers: Annotated[int, Field(ge=1)] = 2
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = 2
+    """A number means that many at most, and at least one: they join and leave as the cluster has room."""
     address: str | None = None
     """Ray cluster to join; a local one is started if left out."""
     cpus: Annotated[Finite, Field(gt=0)] = 1.0
     """CPUs per worker."""
     gpus: Annotated[Finite, Field(ge=0)] = 0.0
-    """GPUs per worker; a fraction shares one."""
+    """GPUs per worker, all on one node: a fraction shares one, a whole number is one model over so many."""
+    memory_gib: Annotated[Finite, Field(gt=0)] | None = None
+    """Host memory per worker: Ray places workers by it, and what does not fit is refused before anything starts."""
+    stage: Path | None = None
+    """A folder on every node's own disk: models are copied there once per node, and mapped from there."""
     job_timeout_seconds: Annotated[Finite, Field(gt=0)] = 1800.0
-    """A job that takes longer is stopped and its worker replaced."""
+    """A job that takes longer is stopped and its worker replaced; sooner, once it is known how long jobs take."""
     start_timeout_seconds: Annotated[Finite, Field(gt=0)] = 600.0
-    """How long a worker may take to come up."""
+    """How long a worker may take to come up, and how long the cluster may have no room for the fewest workers."""
+
+    @property
+    def most(self) -> int:
+        """Workers at most."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
+    def fewest(self) -> int:
+        """Workers at least."""
+        return 1 if isinstance(self.workers, int) else self.workers.min
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_shared(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"expected a fraction of one GPU or a whole number; got {gpus:g}")
+        return gpus
+
+    @field_validator("stage")
+    @classmethod
+    def _is_a_place(cls, stage: Path | None) -> Path | None:
+        if stage is not None and (not stage.is_absolute() or len(stage.parts) < 3):
+            raise ValueError(f"expected an absolute path of a folder below another, as /local/evomerge; got {stage}")
+        return stage
 
 
 ExecutorConfig = Annotated[SerialConfig | RayConfig, Field(discriminator="kind")]
@@ -155,15 +195,19 @@ class Experiment(Strict):
     """Version of this file format."""
     name: Name
     pool: PoolConfig
-    space: ParameterSpaceConfig
+    space: SpaceConfig
     """A name or path of a file in `search_spaces/`, or the mapping itself."""
     fitness: FitnessConfig
     """A name or path of a file in `fitness/`, or the mapping itself."""
-    algorithm: Algorithm
+    algorithm: AlgorithmConfig
     budget: Budget
     seed: Annotated[int, Field(ge=0)] = 0
-    engine: EngineConfig = EngineConfig()
+    plugins: tuple[Path, ...] = ()
+    """Python files that register algorithms, spaces or operators of your own. They are code, and a run runs them, as
+    does every look at it: name only what you would run yourself."""
+    engine: EngineConfig = TransformersConfig()
     executor: ExecutorConfig = SerialConfig(kind="serial")
+    """A name or path of a file in `cluster/`, or the mapping itself."""
 
     @property
     def anchors(self) -> int:
@@ -208,15 +252,33 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
-    def _algorithm_takes_the_objectives(self) -> Self:
-        if misfit := self.algorithm.misfit(len(self.fitness.objectives)):
+    def _algorithm_fits(self) -> Self:
+        if misfit := self.algorithm.misfit(len(self.fitness.objectives), space=self.space.kind):
             raise ValueError(f"algorithm: {misfit}")
         return self
 
     @model_validator(mode="after")
+    def _vllm_answers(self) -> Self:
+        if not isinstance(self.engine, VllmConfig):
+            return self
+        if scorers := sorted({metric.task for metric in self.fitness.metrics} & self.fitness.scorers.keys()):
+            raise ValueError(
+                f"engine.kind: vllm answers lm-eval tasks; the scorers {', '.join(scorers)} need the model itself; "
+                "write transformers"
+            )
+        ranks, gpus = self.engine.tensor_parallel_size, getattr(self.executor, "gpus", 0)
+        if 0 < gpus < ranks or 1 < gpus != ranks:
+            raise ValueError(
+                f"engine.tensor_parallel_size: expected as many as each worker has GPUs (executor.gpus: {gpus:g}); "
+                f"got {ranks}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _task_vectors_may_be_approximate(self) -> Self:
-        operator = self.space.operator
-        if self.engine.deltas == "int8" and (operator.space == "core" or not OPERATORS[operator.name].adds):
+        for operator in self.space.operators if self.engine.deltas == "int8" else ():
+            if operator.space != "core" and OPERATORS[operator.name].adds:
+                continue
             adding = ", ".join(name for name, known in OPERATORS.items() if known.adds)
             got = f"{operator.name} in core space" if operator.space == "core" else operator.name
             raise ValueError(
@@ -227,11 +289,12 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _budget_holds_one_generation(self) -> Self:
-        least = self.anchors + self.algorithm.population
+        first = self.algorithm.population_at(0)
+        least = self.anchors + first
         if self.budget.evaluations < least:
             raise ValueError(
                 f"budget.evaluations must hold the {self.anchors} anchors and one population of "
-                f"{self.algorithm.population}, {least} in all; got {self.budget.evaluations}; "
+                f"{first}, {least} in all; got {self.budget.evaluations}; "
                 "raise the budget or lower algorithm.population"
             )
         return self

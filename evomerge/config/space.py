@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.coefficients import Coefficient
 from evomerge.config.faults import near
+from evomerge.config.registry import Registered
 from evomerge.recipe import OPERATORS, OptionValue, Preset, Space
 from evomerge.recipe.transform_table import NONE, TRANSFORMS, Need, needed_by, transform_of
 
-__all__ = ["GeneRange", "OperatorConfig", "ParameterSpaceConfig"]
+__all__ = ["GeneRange", "OperatorConfig", "ParameterSpaceConfig", "SpaceConfig"]
 
 
 def _choices(name: str, values: Any, kinds: type | tuple[type, ...]) -> tuple[Any, ...]:
@@ -62,7 +63,8 @@ class OperatorConfig(Strict):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.name not in OPERATORS:
-            raise ValueError(f"expected an operator, one of {', '.join(OPERATORS)}; got {self.name!r}")
+            known = ", ".join(OPERATORS)
+            raise ValueError(f"expected an operator, one of {known}; got {self.name!r}{near(self.name, OPERATORS)}")
         if self.space == "core" and not OPERATORS[self.name].core:
             fitting = ", ".join(name for name, operator in OPERATORS.items() if operator.core)
             raise ValueError(f"space core takes an operator on task vectors alone, one of {fitting}; got {self.name}")
@@ -98,10 +100,39 @@ class GeneRange(Strict):
     """Embeddings and output head: `own` genes, or the value of the `first` layer (in the first group)."""
 
 
+class SpaceConfig(Registered):
+    """What all search spaces have in common.
+
+    Builders get the configuration, the `evomerge.spaces.Models` and the run's seed, and give an
+    `evomerge.spaces.SearchSpace`.
+    """
+
+    crosses: ClassVar[bool] = False
+    """Whether its genomes have children: the space is an `evomerge.spaces.Breeding`."""
+    needs_products: ClassVar[bool] = False
+    """Whether it asks for the scalar products of the models' weights (`evomerge.spaces.Models.products`)."""
+
+    @property
+    def operators(self) -> tuple[OperatorConfig, ...]:
+        """Merge operators that its recipes use; empty where they do no more than copy and average."""
+        return ()
+
+    @property
+    def every_transform(self) -> tuple[str, ...]:
+        """Each transform that a recipe of this space may hold, `none` aside."""
+        return ()
+
+    @property
+    def statistics(self) -> frozenset[Need]:
+        """What must be known of the models, beside their weights, to merge the recipes of this space."""
+        return frozenset()
+
+
 Groups = dict[Name, tuple[Literal["attention", "mlp", "norm"], ...]]
 
 
-class ParameterSpaceConfig(Strict):
+@SpaceConfig.register("evomerge.spaces.parameter:build")
+class ParameterSpaceConfig(SpaceConfig):
     """Parameter space: one operator with coefficients over layer x module group x expert.
 
     Each searched parameter has `knots` genes per module group and expert, interpolated linearly over depth, and genes
@@ -197,14 +228,19 @@ class ParameterSpaceConfig(Strict):
         return self.transforms.get(expert, (NONE,)) if isinstance(self.transforms, dict) else self.transforms
 
     @property
+    def operators(self) -> tuple[OperatorConfig, ...]:
+        """Its one operator."""
+        return (self.operator,)
+
+    @property
     def every_transform(self) -> tuple[str, ...]:
-        """Each transform that a recipe of this space may hold, `none` aside."""
+        """See `SpaceConfig.every_transform`."""
         lists = self.transforms.values() if isinstance(self.transforms, dict) else (self.transforms,)
         return tuple(dict.fromkeys(name for names in lists for name in names if name != NONE))
 
     @property
     def statistics(self) -> frozenset[Need]:
-        """What must be known of the models, beside their weights, to merge the recipes of this space."""
+        """See `SpaceConfig.statistics`."""
         damps = "omega" in self.genes or self.fixed.get("omega", 1.0) != 1.0
         return needed_by(self.every_transform, damps=damps)
 

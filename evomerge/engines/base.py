@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from evomerge.errors import TaskError
 
 if TYPE_CHECKING:
+    from evomerge.engines.generation import Written
+    from evomerge.engines.loglikelihood import Pair
     from evomerge.outcome import ItemSet, Responses
     from evomerge.recipe import Recipe
 
-__all__ = ["Engine", "LoadStats", "Scorer", "stay_offline"]
+__all__ = ["Backend", "Engine", "LoadStats", "Scorer", "TextRequest", "Watch", "check_chat_template", "stay_offline"]
+
+TextRequest = tuple[str, Mapping[str, Any]]
+"""A prompt, and lm-eval's `generation_kwargs`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +34,77 @@ class LoadStats:
     rewritten_share: float
 
 
+class Watch(Protocol):
+    """Watches the forward passes of a live model."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time inside forward passes since the last restart."""
+        ...
+
+    def restart(self) -> None:
+        """Forget what was seen so far."""
+        ...
+
+    def check_finite(self) -> None:
+        """Judge the forward passes since the last restart.
+
+        Raises:
+            MergeError: one of them gave NaN or infinity.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """How benchmarks ask a live language model. Requests are laid out once, and asked of whatever the model is then."""
+
+    @property
+    def lm(self) -> Any:
+        """lm-eval's view of the model: tokenizer, limits, and all kinds of requests."""
+        ...
+
+    def scoring(self, pairs: Sequence[Pair]) -> Callable[[], list[tuple[float, bool]]]:
+        """A function that scores prompts and answers.
+
+        For each pair it gives the answer's log-likelihood in nats, and whether every answer token is the likeliest one.
+        It raises `MergeError` where the model computes NaN.
+        """
+        ...
+
+    def writing(self, requests: Sequence[TextRequest]) -> Callable[[], list[Written]]:
+        """A function that lets the model go on with prompts.
+
+        Raises:
+            TaskError: settings that cannot be served.
+        """
+        ...
+
+
 class Engine(Protocol):
     """A live model whose weights a recipe can overwrite."""
+
+    @property
+    def device(self) -> str:
+        """Where the model lives, for example `cpu`."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in, for example `bfloat16`."""
+        ...
+
+    @property
+    def watch(self) -> Watch:
+        """Time and sanity of its forward passes."""
+        ...
+
+    def backend(self, *, chat_template: bool) -> Backend:
+        """What benchmarks ask.
+
+        Raises:
+            TaskError: this model cannot be asked, or not with a chat template.
+        """
+        ...
 
     def load(self, recipe: Recipe, *, exact: bool = True) -> LoadStats:
         """Make the live model the recipe's merge, whatever it was before.
@@ -58,6 +134,18 @@ class Scorer(Protocol):
             MergeError: the model computes NaN or infinity.
         """
         ...
+
+
+def check_chat_template(tokenizer: Any, *, wanted: bool) -> None:
+    """Whether a tokenizer can do what a fitness asks of it.
+
+    Raises:
+        TaskError: a chat template is wanted and there is none.
+    """
+    if wanted and not tokenizer.chat_template:
+        raise TaskError(
+            "fitness.chat_template: expected a tokenizer with a chat template; the base's has none; set it to false"
+        )
 
 
 def stay_offline() -> None:

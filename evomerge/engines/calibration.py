@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from evomerge.config import transformers_config
 from evomerge.engines.texts import token_ids
 from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import DiskError, PoolError, StoreError, require_installed
@@ -68,7 +69,7 @@ def calibrate(pool: ModelPool, needs: Iterable[Need], config: EngineConfig) -> N
     if not missing:
         return
     require_installed("transformers", "merge")
-    engine = TransformersEngine(pool, config.model_copy(update={"dtype": "float32"}))
+    engine = TransformersEngine(pool, transformers_config(config).model_copy(update={"dtype": "float32"}))
     for (model, statistic), folder in missing.items():
         try:
             with alone(folder.with_suffix(".lock")):

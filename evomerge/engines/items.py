@@ -29,11 +29,13 @@ class Item:
     Attributes:
         requests: lm-eval `Instance`s, in the order of their `idx`.
         pairs: tokens of each request, if they are log-likelihood requests.
+        tokens: what it takes to ask: tokens of its prompts, each text once, and of the answers that are scored.
     """
 
     doc: Any
     requests: tuple[Any, ...]
     pairs: tuple[Pair, ...]
+    tokens: int
 
 
 def digest_of(items: Sequence[Item]) -> str:
@@ -61,9 +63,16 @@ def build_items(task: BenchTask, lm: Any, *, chat_template: bool) -> tuple[Item,
     for item in range(task.size):
         mine = tuple(sorted(requests[item], key=lambda request: request.idx))
         pairs = tuple(_pair(lm, request) for request in mine if request.request_type == "loglikelihood")
-        items.append(Item(doc=mine[0].doc, requests=mine, pairs=pairs))
+        items.append(Item(doc=mine[0].doc, requests=mine, pairs=pairs, tokens=_tokens(lm, mine, pairs)))
     _check_lengths(task.name, items, lm.max_length)
     return tuple(items)
+
+
+def _tokens(lm: Any, requests: Sequence[Any], pairs: Sequence[Pair]) -> int:
+    """Tokens that are read to ask some requests; the engine may share more than equal prompts, or less."""
+    texts = {request.args[0] for request in requests if request.request_type != "loglikelihood"}
+    read = sum(len(prompt) for prompt in {prompt for prompt, _ in pairs}) + sum(len(answer) for _, answer in pairs)
+    return read + sum(len(lm.tok_encode(text)) for text in texts)
 
 
 def _pair(lm: Any, request: Any) -> Pair:

@@ -20,7 +20,7 @@ from evomerge.fitness.leaks import FILE_BUILDERS
 from evomerge.rng import derive_seed
 
 if TYPE_CHECKING:
-    from evomerge.config import FitnessConfig, Measured
+    from evomerge.config import FitnessConfig, Metric
 
 __all__ = ["TOKENS", "BenchTask", "load_tasks"]
 
@@ -74,7 +74,7 @@ def load_tasks(fitness: FitnessConfig, seed: int) -> tuple[BenchTask, ...]:
     return tuple(task for task in tasks if task is not None)
 
 
-def _conflicts(name: str, objectives: Sequence[Measured]) -> Iterator[str]:
+def _conflicts(name: str, objectives: Sequence[Metric]) -> Iterator[str]:
     shots = sorted({objective.few_shot for objective in objectives})
     if len(shots) > 1:
         yield f"task {name!r}: one task has one number of worked examples; its objectives ask for few_shot {shots}"
@@ -84,7 +84,7 @@ def _conflicts(name: str, objectives: Sequence[Measured]) -> Iterator[str]:
             yield f"task {name!r}: metric {metric!r} is read through one filter; its objectives ask for {filters}"
 
 
-def _load(file: Path, objectives: Sequence[Measured], seed: int, faults: Faults) -> BenchTask | None:
+def _load(file: Path, objectives: Sequence[Metric], seed: int, faults: Faults) -> BenchTask | None:
     name, shots = objectives[0].task, objectives[0].few_shot
     task = faults.attempt(_build, name, file, shots)
     if task is None:
@@ -180,7 +180,7 @@ def _pin_examples(task: Any, shots: int, seed: int) -> None:
     task.sampler.rnd = _SameDraw(seed)
 
 
-def _filter_of(task: Any, objective: Measured) -> str:
+def _filter_of(task: Any, objective: Metric) -> str:
     """The filter through which an objective reads its metric.
 
     Raises:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evomerge.engines.lm_tasks import load_tasks
-from evomerge.engines.runner import check_items, language_model, number
+from evomerge.engines.runner import check_items, number
 from evomerge.outcome import Responses
 
 if TYPE_CHECKING:
     from evomerge.config import FitnessConfig
-    from evomerge.engines.transformers_engine import TransformersEngine
+    from evomerge.engines.base import Engine
     from evomerge.outcome import ItemSet
 
 __all__ = ["reference_scores"]
 
 
-def reference_scores(
-    engine: TransformersEngine, fitness: FitnessConfig, seed: int, items: ItemSet
-) -> tuple[Responses, ...]:
+def reference_scores(engine: Engine, fitness: FitnessConfig, seed: int, items: ItemSet) -> tuple[Responses, ...]:
     """Score the live model through `lm_eval.evaluate`, building everything anew.
 
     Args:
@@ -40,7 +38,7 @@ def reference_scores(
     chosen = dict(items.tasks)
     # a task that is missing from `samples` would be scored on all of its items, so it is left out altogether
     results = evaluate(
-        language_model(engine, chat_template=fitness.chat_template),
+        engine.backend(chat_template=fitness.chat_template).lm,
         {"tasks": {name: tasks[name].task for name in chosen}},
         samples={name: list(ids) for name, ids in chosen.items()},
         bootstrap_iters=0,

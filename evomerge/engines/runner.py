@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.config.faults import near
-from evomerge.engines.generation import Prompts, generate, make_prompts
 from evomerge.engines.items import Item, build_items, digest_of, prompt_hash
 from evomerge.engines.lm_tasks import TOKENS, BenchTask, load_tasks
-from evomerge.engines.loglikelihood import Batch, keeps_branches_apart, log_likelihoods, make_batches
 from evomerge.engines.scorers import load_scorers, responses_of
 from evomerge.errors import TaskError
 from evomerge.outcome import ItemSet, Responses
@@ -26,9 +24,10 @@ from evomerge.rng import derive_seed
 
 if TYPE_CHECKING:
     from evomerge.config import FitnessConfig
-    from evomerge.engines.transformers_engine import TransformersEngine
+    from evomerge.engines.base import Backend, Engine
+    from evomerge.engines.generation import Written
 
-__all__ = ["EvalRunner", "check_items", "language_model", "number"]
+__all__ = ["EvalRunner", "check_items", "number"]
 
 
 _WRITING = "generate_until"
@@ -41,18 +40,19 @@ class _Prepared:
 
     Attributes:
         chosen: task name -> its items, in the order of their ids.
-        scored: log-likelihood requests, in the order of their pairs in `batches`.
-        prompts: batches of the requests for text, `written`.
-        others: all other requests, by lm-eval request type.
+        scored, score: log-likelihood requests, and what answers them.
+        written, write: requests for text, and what answers them.
+        others: all other requests, by lm-eval request type, which `lm` answers.
     """
 
     items: ItemSet
     chosen: Mapping[str, Sequence[Item]]
     scored: Sequence[Any]
-    batches: tuple[Batch, ...]
+    score: Callable[[], Sequence[tuple[float, bool]]]
     written: Sequence[Any]
-    prompts: tuple[Prompts, ...]
+    write: Callable[[], Sequence[Written]]
     others: Mapping[str, Sequence[Any]]
+    lm: Any
 
 
 @final
@@ -60,30 +60,35 @@ class EvalRunner:
     """Scores the engine's live model through requests that were built once.
 
     Log-likelihood requests (lm-eval's `loglikelihood` and `multiple_choice` tasks) and requests for text
-    (`generate_until`) run in prebuilt batches; all other kinds go through lm-eval's own `HFLM`.
+    (`generate_until`) are laid out once; all other kinds go through lm-eval.
 
     Args:
         engine: holds the live model.
         fitness: tasks, scorers and objectives.
         seed: run seed; picks worked examples and seeds any sampling, equally for every candidate.
 
+    Attributes:
+        tokens: that the last `score` read and wrote; those of a function scorer are not known.
+
     Raises:
         TaskError: every fault of every objective, together; else every fault of every scorer.
     """
 
-    def __init__(self, engine: TransformersEngine, fitness: FitnessConfig, seed: int) -> None:
+    def __init__(self, engine: Engine, fitness: FitnessConfig, seed: int) -> None:
         self._engine = engine
         self._seed = seed
         self._tasks = {task.name: task for task in load_tasks(fitness, seed)}
         self._scorers = load_scorers(engine, fitness)
-        self._lm = language_model(engine, chat_template=fitness.chat_template) if self._tasks else None
-        self._items = {
-            name: build_items(task, self._lm, chat_template=fitness.chat_template) for name, task in self._tasks.items()
-        }
-        for items in self._items.values():
-            make_prompts(self._lm, [request.args for request in _requests_for_text(items[:1])])  # refuses bad settings
-        self._share_prompts = bool(self._tasks) and keeps_branches_apart(engine.model)
+        self._backend: Backend | None = None  # there may be scorers alone
+        self._items: dict[str, tuple[Item, ...]] = {}
+        if self._tasks:
+            self._backend = engine.backend(chat_template=fitness.chat_template)
+            for name, task in self._tasks.items():
+                self._items[name] = build_items(task, self._backend.lm, chat_template=fitness.chat_template)
+                first = _requests_for_text(self._items[name][:1])
+                self._backend.writing([request.args for request in first])  # refuses bad settings
         self._prepared: _Prepared | None = None
+        self.tokens = 0
 
     def sizes(self) -> dict[str, int]:
         """Number of items of every task."""
@@ -121,6 +126,9 @@ class EvalRunner:
         prepared = self._prepare(bench)
         tokens = self._answer(prepared)
         watch.check_finite()
+        read = sum(item.tokens for chosen in prepared.chosen.values() for item in chosen)
+        blocks = sum(len(ids) * self._scorers[name].block for name, ids in items.tasks if name in own)
+        self.tokens = read + sum(tokens.values()) + blocks
         responses = tuple(
             response
             for name, ids in items.tasks
@@ -147,20 +155,16 @@ class EvalRunner:
             for request in (request for item in every for request in item.requests):
                 if request.request_type not in ("loglikelihood", _WRITING):
                     others[request.request_type] += [request] * request.repeats
+            backend = self._backend
             self._prepared = _Prepared(
                 items=items,
                 chosen=chosen,
                 scored=[request for item in every if item.pairs for request in item.requests],
-                batches=make_batches(
-                    [pair for item in every for pair in item.pairs],
-                    batch_size=self._engine.config.batch_size,
-                    max_length=self._lm.max_length if self._lm else 0,
-                    device=self._engine.device,
-                    share_prompts=self._share_prompts,
-                ),
+                score=backend.scoring([pair for item in every for pair in item.pairs]) if backend else list,
                 written=written,
-                prompts=make_prompts(self._lm, [request.args for request in written]),
+                write=backend.writing([request.args for request in written]) if backend else list,
                 others=others,
+                lm=backend and backend.lm,
             )
         return self._prepared
 
@@ -170,14 +174,13 @@ class EvalRunner:
         Returns:
             How many tokens were written for a request, by its identity.
         """
-        answers = log_likelihoods(self._engine.model, prepared.batches, len(prepared.scored))
-        for request, answer in zip(prepared.scored, answers, strict=True):
+        for request, answer in zip(prepared.scored, prepared.score(), strict=True):
             request.resps = [answer] * request.repeats
         for kind, requests in prepared.others.items():
             with self._seeded(kind):
-                _give(requests, getattr(self._lm, kind)(requests, disable_tqdm=True))
+                _give(requests, getattr(prepared.lm, kind)(requests, disable_tqdm=True))
         with self._seeded(_WRITING):
-            texts = generate(self._lm, prepared.prompts, len(prepared.written))
+            texts = prepared.write()
         _give(prepared.written, [text.text for text in texts])
         tokens: dict[int, int] = defaultdict(int)
         for request, text in zip(prepared.written, texts, strict=True):
@@ -210,29 +213,6 @@ def _give(requests: Sequence[Any], answers: Sequence[Any]) -> None:
 
 def _cuda_devices(device: str) -> list[str]:
     return [device] if device.startswith("cuda") else []
-
-
-def language_model(engine: TransformersEngine, *, chat_template: bool) -> Any:
-    """lm-eval's view of the live model.
-
-    The softmax runs in float32: in bfloat16 log-likelihoods have three digits, and different answers tie.
-
-    Raises:
-        TaskError: a chat template is wanted and the tokenizer has none; or the model is no language model.
-    """
-    from lm_eval.models.huggingface import HFLM
-
-    engine.require_language_model("lm-eval tasks")
-    if chat_template and not engine.tokenizer.chat_template:
-        raise TaskError(
-            "fitness.chat_template: expected a tokenizer with a chat template; the base's has none; set it to false"
-        )
-    return HFLM(
-        pretrained=engine.model,
-        tokenizer=engine.tokenizer,
-        batch_size=engine.config.batch_size,
-        softmax_dtype="float32",
-    )
 
 
 def check_items(items: ItemSet, sizes: Mapping[str, int]) -> None:

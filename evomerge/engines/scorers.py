@@ -23,12 +23,13 @@ from evomerge.config.faults import near
 from evomerge.config.scorers import module_file
 from evomerge.engines.task_files import Faults
 from evomerge.engines.texts import KlScorer, LossScorer
+from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import EvomergeError, TaskError
 from evomerge.outcome import Responses
 
 if TYPE_CHECKING:
     from evomerge.config import FitnessConfig, ScorerConfig
-    from evomerge.engines.transformers_engine import TransformersEngine
+    from evomerge.engines.base import Engine
 
 __all__ = ["FunctionScorer", "TaskScorer", "load_scorers", "responses_of"]
 
@@ -45,6 +46,10 @@ class TaskScorer(Protocol):
         """Number of its items."""
 
     @property
+    def block(self) -> int:
+        """Tokens of an item; 0 where nobody knows."""
+
+    @property
     def digest(self) -> str:
         """32 hexadecimal digits that change with its items and with how they are scored."""
 
@@ -59,7 +64,7 @@ class TaskScorer(Protocol):
         """
 
 
-def load_scorers(engine: TransformersEngine, fitness: FitnessConfig) -> dict[str, TaskScorer]:
+def load_scorers(engine: Engine, fitness: FitnessConfig) -> dict[str, TaskScorer]:
     """Make every scorer that is measured.
 
     Args:
@@ -72,8 +77,13 @@ def load_scorers(engine: TransformersEngine, fitness: FitnessConfig) -> dict[str
     Raises:
         EvomergeError: every `TaskError` of every scorer together; or the first of another kind.
     """
+    names = sorted({measured.task for measured in fitness.metrics} & fitness.scorers.keys())
+    if not names:
+        return {}
+    if not isinstance(engine, TransformersEngine):
+        raise TaskError(f"scorers ({', '.join(names)}) need the model itself; expected engine.kind: transformers")
     faults, found = Faults(), {}
-    for name in sorted({measured.task for measured in fitness.metrics} & fitness.scorers.keys()):
+    for name in names:
         found[name] = faults.attempt(_make, name, fitness.scorers[name], engine)
     faults.check()
     return {name: scorer for name, scorer in found.items() if scorer is not None}
@@ -101,7 +111,7 @@ class FunctionScorer:
     def __init__(self, name: str, config: FunctionConfig, engine: TransformersEngine) -> None:
         self._engine = engine
         self._where = f"scorer {name!r} ({config.function})"
-        self.metrics = config.metrics
+        self.metrics, self.block = config.metrics, 0
         self._items = _items(name, config.items)
         self.size = len(self._items)
         self._function, source = _function(self._where, config)

@@ -103,7 +103,7 @@ class LossScorer:
 
     def __init__(self, name: str, config: LossConfig, engine: TransformersEngine) -> None:
         self._blocks = _Blocks(name, config, engine)
-        self.size = self._blocks.size
+        self.size, self.block = self._blocks.size, config.block
         self.digest = self._blocks.content.hexdigest()
 
     def score(self, items: Sequence[int]) -> Mapping[str, Sequence[float]]:
@@ -136,7 +136,7 @@ class KlScorer:
 
     def __init__(self, name: str, config: KlConfig, engine: TransformersEngine) -> None:
         self._blocks = _Blocks(name, config, engine)
-        self.size = self._blocks.size
+        self.size, self.block = self._blocks.size, config.block
         self._blocks.content.update(repr((KEPT, config.reference)).encode())
         self.digest = self._blocks.content.hexdigest()
         dtype = cast("OutputDtype", engine.dtype)

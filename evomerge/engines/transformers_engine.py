@@ -6,20 +6,19 @@ Nothing is written to disk. Knows nothing of tasks, items or scores.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.engines.base import LoadStats, stay_offline
-from evomerge.errors import ConfigError, Fault, MergeError, PoolError, TaskError
-from evomerge.merging.footprint import Memory, choose, footprints, host_memory, needs_of
-from evomerge.merging.tokenizer import TOKENIZER_FILES
+from evomerge.engines.layer_stack import LayerStack
+from evomerge.engines.live_model import build_live, live_parameters
+from evomerge.engines.transformers_backend import TransformersBackend
+from evomerge.errors import ConfigError, Fault, MergeError, TaskError
+from evomerge.merging.depth import config_at_depth, layers_of
+from evomerge.merging.footprint import Memory, choose, footprints, needs_of
+from evomerge.merging.host import host_memory
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
-
-    from evomerge.config import EngineConfig
+    from evomerge.config import TransformersConfig
     from evomerge.merging.footprint import Tier
     from evomerge.merging.plan import MergePlan
     from evomerge.merging.pool import ModelPool
@@ -95,13 +94,14 @@ class TransformersEngine:
     A causal language model; or, for scorers of the user's, what else `architectures` in config.json names.
 
     Example:
-        >>> engine = TransformersEngine(pool, EngineConfig())  # doctest: +SKIP
+        >>> engine = TransformersEngine(pool, TransformersConfig())  # doctest: +SKIP
         >>> engine.load(recipe).rewritten_share  # doctest: +SKIP
         1.0
 
     Args:
         pool: base and experts; the base gives the architecture.
         config: device, dtype, batch size and threads. The thread count holds for the whole process.
+        depth: most layers that paths will ask for, so that their memory is reckoned with; deeper ones are tried.
         workers: how many like this one share the machine, itself included.
         gpu: share of a GPU that it may take.
 
@@ -118,7 +118,15 @@ class TransformersEngine:
         PoolError: transformers cannot build the model, or its parameters and the pool's tensors do not match.
     """
 
-    def __init__(self, pool: ModelPool, config: EngineConfig, *, workers: int = 1, gpu: float = 1.0) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        config: TransformersConfig,
+        *,
+        depth: int | None = None,
+        workers: int = 1,
+        gpu: float = 1.0,
+    ) -> None:
         stay_offline()
         import torch
 
@@ -126,12 +134,14 @@ class TransformersEngine:
         self.config, self.pool = config, pool
         self.device = _device(config.device)
         self.dtype: str = pool.dtype if config.dtype == "pool" else config.dtype
-        self.model, self.tokenizer, self.causal = _build(pool, self.device, self.dtype)
+        self.model, self.tokenizer, self.causal = build_live(pool, self.device, self.dtype)
         self.watch = ForwardWatch(self.model, causal=self.causal)
-        self._parameters = _targets(self.model, pool)
-        needs = needs_of(pool, self.dtype, config.deltas)
-        tiers = footprints(needs, on_device=self.device != "cpu")
-        tier = choose(tiers, _memory(self.device, needs.live, workers, gpu), config.residency).tier
+        self._live = live_parameters(self.model, pool)
+        self._parameters = {name: parameter.data for name, parameter in self._live.items()}
+        self._stack: LayerStack | None = None  # made for the first path
+        tiers = footprints(needs_of(pool, self.dtype, config.deltas, depth=depth), on_device=self.device != "cpu")
+        there = sum(parameter.nbytes for parameter in self._parameters.values())
+        tier = choose(tiers, _memory(self.device, there, workers, gpu), config.residency).tier
         self._residence = _resident(pool, tier, self.device, config)
         self._written: tuple[MergePlan, bool] | None = None
 
@@ -139,7 +149,7 @@ class TransformersEngine:
         """Overwrite the live parameters with the recipe's merge; only those whose plan differs from the last one.
 
         The state afterwards depends on the arguments alone. A load that fails midway leaves a mixture, so the next one
-        rewrites everything.
+        rewrites everything. A path gives the model as many layers as it has; memory grows with the longest one.
 
         Args:
             recipe: what to merge.
@@ -154,12 +164,28 @@ class TransformersEngine:
         started = time.perf_counter()
         plan, approximate = lower(recipe, self.pool), self.config.deltas == "int8" and not exact
         previous, before = self._written or (None, approximate)
-        names = plan.changed(previous if before == approximate else None)
         self._written = None
+        names = plan.changed(self._arranged(recipe, plan, previous if before == approximate else None))
         self._residence.approximate = approximate
         execute_into(plan, self.pool, self._parameters, only=names, residence=self._residence)
         self._written = plan, approximate
         return LoadStats(seconds=time.perf_counter() - started, rewritten_share=self._share(names))
+
+    def _arranged(self, recipe: Recipe, plan: MergePlan, previous: MergePlan | None) -> MergePlan | None:
+        """Give the live model the recipe's layers, and tell what of the previous plan they hold."""
+        if self._stack is None:
+            if not recipe.path:
+                return previous
+            self._stack = LayerStack(self.model, self.pool, self._live)
+        layers = layers_of(recipe)
+        config_at_depth(self.pool.config, layers)  # what no checkpoint can be is no candidate either
+        held = self._stack.arrange(layers, plan, previous)
+        self._parameters = self._stack.parameters
+        return held
+
+    def backend(self, *, chat_template: bool) -> TransformersBackend:
+        """What benchmarks ask; see `TransformersBackend`."""
+        return TransformersBackend(self, chat_template=chat_template)
 
     def require_language_model(self, what: str) -> None:
         """Refuse what only a causal language model can do.
@@ -203,93 +229,9 @@ def _memory(device: str, live: int, workers: int, gpu: float) -> Memory:
     return Memory(device=min(unused + live, int(gpu * whole)), host=min(total, workers * free), workers=workers)
 
 
-def _resident(pool: ModelPool, tier: Tier, device: str, config: EngineConfig) -> Residence:
+def _resident(pool: ModelPool, tier: Tier, device: str, config: TransformersConfig) -> Residence:
     import torch
 
     from evomerge.merging.residency import Residence
 
     return Residence(pool=pool, tier=tier, device=torch.device(device), deltas=config.deltas)
-
-
-def _build(pool: ModelPool, device: str, dtype: str) -> tuple[Any, Any, bool]:
-    """The base model in the shape and with the tokenizer of the merged one; and whether it is causal."""
-    import torch
-    from transformers import AutoConfig
-
-    folder = pool.folder(pool.base)
-    try:
-        config = AutoConfig.for_model(**pool.config)
-        kind, causal = _kind(config)
-        model = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # embeddings have the rows of the chosen vocabulary
-        )
-        tokenizer = _tokenizer(pool.tokenizer_folder, needed=causal)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise PoolError(
-            f"{folder}: expected a causal language model that the installed transformers knows, with its tokenizer; "
-            f"got {type(error).__name__}: {error}; models that bring their own code are not run"
-        ) from error
-    return model.to(device).eval().requires_grad_(False), tokenizer, causal
-
-
-def _kind(config: Any) -> tuple[Any, bool]:
-    """The class of a model, and whether that is a causal language model."""
-    import transformers
-
-    name = (config.architectures or [""])[0]
-    own = getattr(transformers, name, None)
-    if own is None or (type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and "Classification" not in name):
-        return transformers.AutoModelForCausalLM, True
-    return own, False
-
-
-def _tokenizer(folder: Path, *, needed: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    if not needed and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-
-def _targets(model: Any, pool: ModelPool) -> Mapping[str, torch.Tensor]:
-    """The live parameter of every tensor in the pool.
-
-    Raises:
-        PoolError: a tensor without a parameter, a parameter without a tensor, or two different shapes.
-    """
-    live = dict(model.named_parameters(remove_duplicate=False))
-    specs = {spec.name: spec for spec in pool.specs}
-    live |= {stored: live[name] for stored, name in _renamed(model, specs.keys() - live.keys()) if name in live}
-    faults = [f"tensor {name}: the model has no such parameter" for name in specs.keys() - live.keys()]
-    for name in specs.keys() & live.keys():
-        if tuple(live[name].shape) != specs[name].shape:
-            faults.append(f"tensor {name}: shape {list(specs[name].shape)}, but {list(live[name].shape)} in the model")
-    covered = {id(live[name]) for name in specs.keys() & live.keys()}  # tied parameters are one object
-    faults += [f"parameter {name}: no such tensor" for name in live if id(live[name]) not in covered]
-    if faults:
-        raise PoolError(
-            f"{pool.folder(pool.base)}: its weights do not fit the model that its config.json describes\n  "
-            + "\n  ".join(sorted(faults))
-        )
-    return {name: live[name].data for name in specs}
-
-
-def _renamed(model: Any, stored: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Stored names of tensors, and those of the parameters that transformers reads them into.
-
-    transformers 5 gave the parameters of some architectures other names than their files have.
-    """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
-    except ImportError:  # transformers 4 keeps the names
-        return
-    rules = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
-    weights = model.state_dict()
-    for name in stored:
-        yield name, rename_source_key(name, rules, [], model.base_model_prefix, weights)[0]

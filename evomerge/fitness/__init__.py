@@ -3,7 +3,7 @@
 from evomerge.fitness.assessment import Assessment, Told
 from evomerge.fitness.build import build_assessment
 from evomerge.fitness.constraints import broken, violation
-from evomerge.fitness.estimate import Estimate, mean_estimate, scores
+from evomerge.fitness.estimate import Estimate, mean_estimate, scores, with_costs
 from evomerge.fitness.honest import MEAN, ConfirmedFront, Difference, confirm_front, paired_difference
 from evomerge.fitness.items import ItemSplit, split_items
 from evomerge.fitness.leaks import public_split
@@ -25,4 +25,5 @@ __all__ = [
     "scores",
     "split_items",
     "violation",
+    "with_costs",
 ]

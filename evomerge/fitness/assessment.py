@@ -16,7 +16,7 @@ import numpy as np
 from evomerge.config import ObjectiveConfig, RaceConfig
 from evomerge.fitness.estimate import Floats, weights
 from evomerge.fitness.racing import front_probability, halved, survival_probability, undecided
-from evomerge.outcome import ItemSet, Responses
+from evomerge.outcome import Answer, ItemSet
 from evomerge.rng import stream
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ Contest = Literal["mean", "front"]
 Questions = Mapping[int, ItemSet]
 """What some candidates are asked next, by id."""
 
-Answers = Mapping[int, tuple[Responses, ...] | None]
-"""All that they have answered so far; None for one that failed."""
+Answers = Mapping[int, tuple[Answer, ...] | None]
+"""All that they have answered so far, and their costs; None for one that failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

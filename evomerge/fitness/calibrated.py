@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from evomerge.config import Measured
+from evomerge.config import Metric
 from evomerge.errors import TaskError
 from evomerge.fitness.assessment import Check
 from evomerge.fitness.estimate import Floats
@@ -68,7 +68,7 @@ class CalibratedMetric:
         checks: what the audit said, by generation.
     """
 
-    config: Measured
+    config: Metric
     items: tuple[int, ...]
     digest: str
     bank: ItemBank | None
@@ -148,7 +148,7 @@ class CalibratedMetric:
 
 
 def calibrated(
-    measured: Sequence[Measured],
+    measured: Sequence[Metric],
     split: ItemSplit,
     *,
     size: int,
@@ -159,7 +159,7 @@ def calibrated(
     """Each metric with its universe, and its bank if there is one.
 
     Args:
-        measured: objectives and constraints.
+        measured: all that objectives and constraints read.
         split: what may be asked.
         size: most items of a universe.
         digests: content digest of every task.
@@ -189,7 +189,7 @@ def calibrated(
     return found
 
 
-def _by_metric(banks: Sequence[ItemBank], measured: Sequence[Measured]) -> dict[tuple[str, str], ItemBank]:
+def _by_metric(banks: Sequence[ItemBank], measured: Sequence[Metric]) -> dict[tuple[str, str], ItemBank]:
     wanted = sorted({(config.task, config.metric) for config in measured})
     found: dict[tuple[str, str], ItemBank] = {}
     for bank in banks:

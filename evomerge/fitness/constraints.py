@@ -12,11 +12,11 @@ from evomerge.fitness.honest import paired_difference
 
 if TYPE_CHECKING:
     from evomerge.config import ConstraintConfig
-    from evomerge.outcome import Responses
+    from evomerge.outcome import Answer
 
 __all__ = ["broken", "violation"]
 
-Answers = Sequence["Responses"]
+Answers = Sequence["Answer"]
 
 
 def violation(answers: Answers, references: Mapping[str, Answers], constraints: Sequence[ConstraintConfig]) -> float:
@@ -49,7 +49,10 @@ def broken(
             sign = 1.0 if constraint.goal == "max" else -1.0
             asked = "at least" if sign > 0 else "at most"
             against = "" if constraint.relative_to is None else f" against {constraint.relative_to}"
-            yield f"{constraint.name} {sign * score:.3f}{against}, {asked} {sign * constraint.limit:.3f} was asked"
+            got, limit = (
+                f"{sign * value:{'.6g' if constraint.cost else '.3f'}}" for value in (score, constraint.limit)
+            )
+            yield f"{constraint.name} {got}{against}, {asked} {limit} was asked"
 
 
 def _score(answers: Answers, references: Mapping[str, Answers], constraint: ConstraintConfig) -> float:

@@ -3,7 +3,8 @@
 The direction of an objective is applied here and nowhere else: a score is higher-is-better. Knows nothing of candidates
 or fronts.
 
-Legend: n items of a task, q objectives read from it, `values[i, j]` score of item i in objective j, `w` weights.
+Legend: n items of a task, p metrics read from it, `values[i, k]` score of item i by metric k, q objectives, each a
+weighted mean of metrics, or a cost; `w` weights.
 """
 
 from __future__ import annotations
@@ -17,22 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import TaskError
+from evomerge.outcome import Exact, Responses
 
 if TYPE_CHECKING:
-    from evomerge.config import Measured
-    from evomerge.outcome import Responses
+    from evomerge.config import Measured, Metric
+    from evomerge.outcome import Answer
+    from evomerge.recipe import Recipe, Sizes
 
 __all__ = [
     "Estimate",
     "Floats",
     "Table",
+    "costs",
     "is_binary",
     "mean_estimate",
     "quantile",
     "raise_diagonal",
+    "satterthwaite",
     "scores",
     "tables",
     "weights",
+    "with_costs",
 ]
 
 Floats = NDArray[np.float64]
@@ -44,8 +50,9 @@ class Estimate:
 
     Attributes:
         mean: mean over items; higher is better.
-        se: standard error of the mean.
-        items: number of items.
+        se: standard error of the mean; 0 for a cost.
+        items: number of items; 0 for a cost.
+        freedom: degrees of freedom of the standard error.
         centre: middle of the interval; for right-or-wrong metrics a little nearer to one half than the mean.
         bounds: lowest and highest mean there can be; intervals end there.
     """
@@ -53,6 +60,7 @@ class Estimate:
     mean: float
     se: float
     items: int
+    freedom: float
     centre: float
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
@@ -62,26 +70,26 @@ class Estimate:
         Args:
             level: confidence, for example 0.95.
         """
-        half = quantile(level, self.items - 1) * self.se
+        half = quantile(level, self.freedom) * self.se if self.se else 0.0
         low, high = self.bounds
         return max(low, min(self.mean, self.centre - half)), min(high, max(self.mean, self.centre + half))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Table:
-    """What the objectives say about the items of one task.
+    """What the metrics of one task say about its items.
 
     Attributes:
         items: item ids `[n]`, sorted.
-        values: scores `[n, q]`, higher is better.
-        columns: for each column, its objective's place in the list it came from `[q]`.
-        signs: for each column, 1 or, where the objective is minimized, -1 `[q]`.
+        values: scores `[n, p]`, higher is better.
+        shares: how much each metric counts in each objective `[p, q]`.
+        signs: for each metric, 1 or, where it is minimized, -1 `[p]`.
     """
 
     task: str
     items: NDArray[np.int64]
     values: Floats
-    columns: tuple[int, ...]
+    shares: Floats
     signs: Floats
 
     def only(self, items: NDArray[np.int64]) -> Table:
@@ -90,7 +98,7 @@ class Table:
         return replace(self, items=items, values=self.values[rows])
 
 
-def quantile(level: float, freedom: int) -> float:
+def quantile(level: float, freedom: float) -> float:
     """Half-width of a two-sided interval in standard errors (Student, `freedom` degrees of freedom)."""
     from scipy.special import stdtrit
 
@@ -98,42 +106,81 @@ def quantile(level: float, freedom: int) -> float:
 
 
 def weights(objectives: Sequence[Measured]) -> Floats:
-    """The objectives' weights, scaled to a sum of 1."""
+    """The objectives' weights, scaled to a sum of 1; equal ones for costs that are looked at alone."""
     raw = np.array([objective.weight for objective in objectives], dtype=np.float64)
+    raw = raw if raw.any() else np.ones_like(raw)
     return np.asarray(raw / raw.sum())
 
 
-def tables(responses: Sequence[Responses], objectives: Sequence[Measured]) -> Iterator[Table]:
+def costs(answers: Sequence[Answer], objectives: Sequence[Measured]) -> Floats:
+    """Each objective's cost, higher is better; 0 for what items measure `[q]`.
+
+    Raises:
+        TaskError: a cost that is not known.
+    """
+    known = {answer.cost: float(answer.value) for answer in answers if isinstance(answer, Exact)}
+    for objective in objectives:
+        if objective.cost is not None and objective.cost not in known:
+            raise TaskError(f"{objective.name!r}: expected the cost {objective.cost!r}; got {sorted(known)}")
+    signs = [1.0 if objective.goal == "max" else -1.0 for objective in objectives]
+    return np.array([s * known[o.cost] if o.cost else 0.0 for s, o in zip(signs, objectives, strict=True)])
+
+
+def with_costs(
+    responses: Sequence[Responses], recipe: Recipe, sizes: Sizes | None, measured: Sequence[Measured]
+) -> tuple[Answer, ...]:
+    """What a candidate answered, and those of its costs that somebody asks for.
+
+    Args:
+        responses: to items.
+        recipe: of the candidate.
+        sizes: of the pool's models; None where nobody recorded them.
+        measured: objectives and constraints.
+
+    Raises:
+        TaskError: a cost is asked for, and the sizes are not known.
+    """
+    wanted = [each.cost for each in measured if each.cost is not None]
+    if wanted and sizes is None:
+        raise TaskError(f"expected a run that recorded the sizes of its models, to tell {wanted[0]!r}; start a new run")
+    exact = (Exact(cost=cost, value=sizes.of(recipe, cost)) for cost in dict.fromkeys(wanted) if sizes is not None)
+    return (*responses, *exact)
+
+
+def tables(answers: Sequence[Answer], objectives: Sequence[Measured]) -> Iterator[Table]:
     """The responses as one table per task, in the order in which objectives name the tasks.
 
     Raises:
         TaskError: an objective without responses, fewer than 2 items, or metrics of one task on different items.
     """
-    by_metric = {(response.task, response.metric): response for response in responses}
-    for task in dict.fromkeys(objective.task for objective in objectives):
-        columns = tuple(j for j, objective in enumerate(objectives) if objective.task == task)
-        found = [_response(by_metric, objectives[j]) for j in columns]
+    by_metric = {(answer.task, answer.metric): answer for answer in answers if isinstance(answer, Responses)}
+    read = [(metric, j) for j, objective in enumerate(objectives) for metric in objective.metrics]
+    for task in dict.fromkeys(metric.task for metric, _ in read):
+        metrics = [(metric, j) for metric, j in read if metric.task == task]
+        found = [_response(by_metric, metric) for metric, _ in metrics]
         if any(response.items != found[0].items for response in found):
             raise TaskError(f"task {task!r}: expected all its metrics on the same items; got different ones")
-        signs = np.array([1.0 if objectives[j].goal == "max" else -1.0 for j in columns])
+        signs = np.array([1.0 if metric.goal == "max" else -1.0 for metric, _ in metrics])
+        shares = np.zeros((len(metrics), len(objectives)))
+        shares[range(len(metrics)), [j for _, j in metrics]] = [metric.share for metric, _ in metrics]
         values = np.array([response.values for response in found], dtype=np.float64).T * signs
         items = np.array(found[0].items, dtype=np.int64)
-        yield Table(task=task, items=items, values=values, columns=columns, signs=signs)
+        yield Table(task=task, items=items, values=values, shares=shares, signs=signs)
 
 
-def _response(by_metric: dict[tuple[str, str], Responses], objective: Measured) -> Responses:
-    response = by_metric.get((objective.task, objective.metric))
+def _response(by_metric: dict[tuple[str, str], Responses], metric: Metric) -> Responses:
+    response = by_metric.get((metric.task, metric.metric))
     if response is None:
         raise TaskError(
-            f"objective {objective.name!r}: expected responses to task {objective.task!r}, metric "
-            f"{objective.metric!r}; got {sorted(by_metric)}"
+            f"objective {metric.name!r}: expected responses to task {metric.task!r}, metric "
+            f"{metric.metric!r}; got {sorted(by_metric)}"
         )
     if len(response.items) < 2:
-        raise TaskError(f"objective {objective.name!r}: expected at least 2 items; got {len(response.items)}")
+        raise TaskError(f"objective {metric.name!r}: expected at least 2 items; got {len(response.items)}")
     return response
 
 
-def scores(responses: Sequence[Responses], objectives: Sequence[Measured]) -> tuple[Estimate, ...]:
+def scores(answers: Sequence[Answer], objectives: Sequence[Measured]) -> tuple[Estimate, ...]:
     """One estimate per objective, in their order; higher is better whatever the goal.
 
     For a right-or-wrong metric, standard error and interval come from the sample plus two right and two wrong items
@@ -142,47 +189,58 @@ def scores(responses: Sequence[Responses], objectives: Sequence[Measured]) -> tu
     Raises:
         TaskError: an objective without responses, or on fewer than 2 items.
     """
-    found: dict[int, Estimate] = {}
-    for table in tables(responses, objectives):
-        centres, covariance = _moments(table)
-        bounds = _bounds(table)
-        for column, j in enumerate(table.columns):
-            found[j] = Estimate(
-                mean=float(table.values[:, column].mean()),
-                se=math.sqrt(covariance[column, column]),
-                items=len(table.items),
-                centre=float(centres[column]),
-                bounds=bounds[column],
-            )
-    return tuple(found[j] for j in range(len(objectives)))
+    read, exact = [*tables(answers, objectives)], costs(answers, objectives)
+    return tuple(_combined(read, share, float(exact @ share)) for share in np.eye(len(objectives)))
 
 
-def mean_estimate(responses: Sequence[Responses], objectives: Sequence[Measured]) -> Estimate:
+def mean_estimate(answers: Sequence[Answer], objectives: Sequence[Measured]) -> Estimate:
     """Weighted mean over the objectives; higher is better.
-
-    Items of different tasks are independent; objectives that share a task are correlated item by item, and their
-    covariance counts.
 
     Raises:
         TaskError: an objective without responses, or on fewer than 2 items.
     """
     share = weights(objectives)
-    mean = centre = variance = low = high = 0.0
-    items = 0
-    for table in tables(responses, objectives):
-        w = share[list(table.columns)]
+    return _combined([*tables(answers, objectives)], share, float(costs(answers, objectives) @ share))
+
+
+def _combined(read: Sequence[Table], share: Floats, exact: float) -> Estimate:
+    """A weighted sum of objectives, `share` `[q]`, of which `exact` is known from costs.
+
+    Items of different tasks are independent; metrics of one task are correlated item by item, and their covariance
+    counts. Degrees of freedom are those of Welch (1947) and Satterthwaite (1946).
+    """
+    mean = centre = low = high = exact
+    items, variances, freedoms = 0, [], []
+    for table in read:
+        w = table.shares @ share
+        if not w.any():
+            continue
         centres, covariance = _moments(table)
-        lows, highs = zip(*_bounds(table), strict=True)
-        low, high = low + float(w @ np.array(lows)), high + float(w @ np.array(highs))
+        lows, highs = _bounds(table, w)
+        low, high = low + lows, high + highs
         mean += float(w @ table.values.mean(axis=0))
         centre += float(w @ centres)
-        variance += float(w @ covariance @ w)
+        variances.append(float(w @ covariance @ w))
+        freedoms.append(len(table.items) - 1)
         items += len(table.items)
-    return Estimate(mean=mean, se=math.sqrt(variance), items=items, centre=centre, bounds=(low, high))
+    return Estimate(
+        mean=mean,
+        se=math.sqrt(sum(variances)),
+        items=items,
+        freedom=satterthwaite(variances, freedoms),
+        centre=centre,
+        bounds=(low, high),
+    )
+
+
+def satterthwaite(variances: Sequence[float], freedoms: Sequence[int]) -> float:
+    """Degrees of freedom of a sum of independent means; infinite for one without variance."""
+    spread = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True))
+    return sum(variances) ** 2 / spread if spread else math.inf
 
 
 def _moments(table: Table) -> tuple[Floats, Floats]:
-    """Centre `[q]` and covariance `[q, q]` of the column means, with pseudo-items for right-or-wrong columns."""
+    """Centre `[p]` and covariance `[p, p]` of the column means, with pseudo-items for right-or-wrong columns."""
     values, count, binary = table.values, len(table.items), is_binary(table.values)
     share = (np.abs(values).sum(axis=0) + 2.0) / (count + 4.0)
     floor = np.where(binary, share * (1.0 - share) / (count + 4.0), 0.0)
@@ -190,11 +248,14 @@ def _moments(table: Table) -> tuple[Floats, Floats]:
     return centre, raise_diagonal(np.atleast_2d(np.cov(values, rowvar=False)) / count, floor)
 
 
-def _bounds(table: Table) -> list[tuple[float, float]]:
-    """For each column, what its mean can be at all: [0, 1], or [-1, 0] if minimized, for right-or-wrong metrics."""
-    unbounded = (-math.inf, math.inf)
-    ranges = [(0.0, 1.0) if sign > 0 else (-1.0, 0.0) for sign in table.signs]
-    return [r if binary else unbounded for r, binary in zip(ranges, is_binary(table.values), strict=True)]
+def _bounds(table: Table, w: Floats) -> tuple[float, float]:
+    """What a weighted sum of the columns' means can be: 0 to 1 in each right-or-wrong column, -1 to 0 if minimized."""
+    low = high = 0.0
+    for weight, sign, binary in zip(w.tolist(), table.signs.tolist(), is_binary(table.values), strict=True):
+        if weight and not binary:
+            return -math.inf, math.inf
+        low, high = low + min(weight * sign, 0.0), high + max(weight * sign, 0.0)
+    return low, high
 
 
 def is_binary(values: Floats) -> NDArray[np.bool_]:

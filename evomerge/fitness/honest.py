@@ -17,13 +17,24 @@ import moocore
 import numpy as np
 
 from evomerge.errors import TaskError
-from evomerge.fitness.estimate import Floats, Table, is_binary, quantile, raise_diagonal, scores, tables, weights
+from evomerge.fitness.estimate import (
+    Floats,
+    Table,
+    costs,
+    is_binary,
+    quantile,
+    raise_diagonal,
+    satterthwaite,
+    scores,
+    tables,
+    weights,
+)
 from evomerge.pareto import knee, nondominated
 from evomerge.rng import stream
 
 if TYPE_CHECKING:
     from evomerge.config import Measured
-    from evomerge.outcome import Responses
+    from evomerge.outcome import Answer
 
 __all__ = ["MEAN", "ConfirmedFront", "Difference", "confirm_front", "membership_probability", "paired_difference"]
 
@@ -77,17 +88,17 @@ class ConfirmedFront:
 
 
 def paired_difference(
-    a: Sequence[Responses],
-    b: Sequence[Responses],
+    a: Sequence[Answer],
+    b: Sequence[Answer],
     objectives: Sequence[Measured],
     level: float,
     comparisons: int = 1,
 ) -> Difference:
     """How much better a is than b in the weighted mean of some objectives, from the items that both answered.
 
-    A Student interval of the per-item differences. For right-or-wrong metrics it is computed as if two more items had
-    been seen, half an item for each way in which a and b can be right or wrong (Agresti and Min, 2005): without them,
-    small samples claim too much.
+    A Student interval of the per-item differences; that of a cost is exact. For right-or-wrong metrics it is computed
+    as if two more items had been seen, half an item for each way in which a and b can be right or wrong (Agresti and
+    Min, 2005): without them, small samples claim too much.
 
     Args:
         a: responses of one candidate.
@@ -100,18 +111,19 @@ def paired_difference(
         TaskError: an objective without responses, or a task with fewer than 2 common items.
     """
     share = weights(objectives)
-    mean = centre = variance = 0.0
-    counts = []
+    mean = centre = float((costs(a, objectives) - costs(b, objectives)) @ share)
+    variances, counts = [], []
     for task, left, right in _paired(tables(a, objectives), tables(b, objectives)):
-        w, d = share[list(left.columns)], left.values - right.values
+        w, d = left.shares @ share, left.values - right.values
         if len(d) < 2:
             raise TaskError(f"task {task!r}: expected at least 2 items that both candidates answered; got {len(d)}")
         middle, covariance = _moments(d)
         mean += float(w @ d.mean(axis=0))
         centre += float(w @ middle)
-        variance += float(w @ covariance @ w)
+        variances.append(float(w @ covariance @ w))
         counts.append(len(d))
-    half = quantile(1.0 - (1.0 - level) / comparisons, min(counts) - 1) * math.sqrt(variance)
+    freedom = satterthwaite(variances, [count - 1 for count in counts])
+    half = quantile(1.0 - (1.0 - level) / comparisons, freedom) * math.sqrt(sum(variances)) if any(variances) else 0.0
     return Difference(mean=mean, low=min(mean, centre - half), high=max(mean, centre + half), items=sum(counts))
 
 
@@ -133,7 +145,7 @@ def _moments(d: Floats) -> tuple[Floats, Floats]:
 
 
 def confirm_front(
-    finalists: Mapping[int, Sequence[Responses]],
+    finalists: Mapping[int, Sequence[Answer]],
     anchors: Mapping[str, int],
     objectives: Sequence[Measured],
     level: float,
@@ -158,7 +170,8 @@ def confirm_front(
     means = np.array([[estimate.mean for estimate in scores(finalists[i], objectives)] for i in ids])
     front = nondominated(-means)
     new = [i for i in sorted(finalists) if i not in set(anchors.values())]
-    kinds = 1 + len(objectives) if len(objectives) > 1 else 1
+    uncertain = sum(objective.cost is None for objective in objectives)
+    kinds = 1 + uncertain if len(objectives) > 1 else 1
     comparisons = max(len(new) * len(anchors) * kinds, 1)
     return ConfirmedFront(
         members=tuple(ids[row] for row in front),
@@ -176,7 +189,7 @@ def confirm_front(
 
 
 def membership_probability(
-    finalists: Mapping[int, Sequence[Responses]], objectives: Sequence[Measured], draws: int = RESAMPLES
+    finalists: Mapping[int, Sequence[Answer]], objectives: Sequence[Measured], draws: int = RESAMPLES
 ) -> dict[int, float]:
     """How probably each candidate is on the front: the share of resampled item sets on which none dominates it.
 
@@ -194,7 +207,7 @@ def membership_probability(
     """
     ids = sorted(finalists)
     each = {i: list(tables(finalists[i], objectives)) for i in ids}
-    means = np.empty((draws, len(ids), len(objectives)))
+    means = np.repeat([[costs(finalists[i], objectives) for i in ids]], draws, axis=0)
     for place, table in enumerate(each[ids[0]]):
         rows = [each[i][place] for i in ids]
         if any(row.items.tolist() != table.items.tolist() for row in rows):
@@ -202,14 +215,14 @@ def membership_probability(
         count = len(table.items)
         shares = stream(0, "bootstrap", table.task).multinomial(count, np.full(count, 1.0 / count), draws) / count
         for column, row in enumerate(rows):
-            means[:, column, list(table.columns)] = shares @ row.values
+            means[:, column] += shares @ row.values @ row.shares
     member = [moocore.is_nondominated(-sample, keep_weakly=True) for sample in means]
     return dict(zip(ids, np.mean(member, axis=0).tolist(), strict=True))
 
 
 def _gain(
-    a: Sequence[Responses],
-    b: Sequence[Responses],
+    a: Sequence[Answer],
+    b: Sequence[Answer],
     objectives: Sequence[Measured],
     level: float,
     comparisons: int,

@@ -14,13 +14,12 @@ from typing import final
 
 import numpy as np
 
-from evomerge.config import ConstraintConfig, IrtConfig, ObjectiveConfig
+from evomerge.config import ConstraintConfig, IrtConfig, Measured, ObjectiveConfig
 from evomerge.errors import TaskError
 from evomerge.fitness.assessment import Answers, Check, Questions, Told
 from evomerge.fitness.calibrated import CalibratedMetric, calibrated
-from evomerge.fitness.estimate import Floats
+from evomerge.fitness.estimate import Floats, costs
 from evomerge.fitness.irt import (
-    Abilities,
     AbilityPrior,
     Family,
     ItemBank,
@@ -35,12 +34,15 @@ from evomerge.fitness.irt import (
 )
 from evomerge.fitness.irt.design import Mask, Places
 from evomerge.fitness.items import ItemSplit
-from evomerge.outcome import ItemSet
+from evomerge.outcome import Answer, Exact, ItemSet, Responses
 from evomerge.rng import stream
 
 __all__ = ["ReducedItems"]
 
 Genome = tuple[float, ...]
+
+_Read = Mapping[str, tuple[Floats, Floats]]
+"""By metric's name, scores and standard deviations of candidates, higher is better `[M]`."""
 
 _REMEMBERED = 300
 """Latest candidates that a candidate's prior is learned from: older ones say little of where the search is now."""
@@ -74,15 +76,16 @@ class ReducedItems:
         banks: Sequence[ItemBank],
         seed: int,
     ) -> None:
-        self._config, self._seed, self._objectives = config, seed, len(objectives)
-        self._metrics = calibrated(
-            [*objectives, *constraints], split, size=config.universe, digests=digests, banks=banks, seed=seed
-        )
+        self._config, self._seed = config, seed
+        self._objectives, self._constraints = objectives, constraints
+        read = [metric for measured in (*objectives, *constraints) for metric in measured.metrics]
+        self._metrics = calibrated(read, split, size=config.universe, digests=digests, banks=banks, seed=seed)
         self._lead = {metric.config.task: metric for metric in reversed(self._metrics)}
         self._genomes: dict[int, Genome] = {}
         self._audits: dict[str, dict[int, int]] = {task: {} for task in self._lead}
         self._labels: dict[str, int] = {}
         self._failed: set[int] = set()
+        self._exact: dict[int, tuple[Answer, ...]] = {}
         self._generation = 0
 
     def size(self, total: int | None = None) -> int:
@@ -128,7 +131,9 @@ class ReducedItems:
             if responses is None:
                 self._failed.add(number)
                 continue
-            by_metric = {(r.task, r.metric): dict(zip(r.items, r.values, strict=True)) for r in responses}
+            found = [r for r in responses if isinstance(r, Responses)]
+            self._exact[number] = tuple(r for r in responses if isinstance(r, Exact))
+            by_metric = {(r.task, r.metric): dict(zip(r.items, r.values, strict=True)) for r in found}
             for metric in self._metrics:
                 metric.learn(number, by_metric.get((metric.config.task, metric.config.metric), {}))
         for metric in self._metrics:
@@ -141,18 +146,32 @@ class ReducedItems:
         ids = [number for number in candidates if number not in self._failed and number in self._metrics[0].rows]
         if not ids:
             return {}
-        read = [self._read(metric, ids, generation) for metric in self._metrics]
+        read = {m.config.name: self._read(m, ids, generation) for m in self._metrics}
+        means, sds = zip(*(self._combined(objective, read, ids) for objective in self._objectives), strict=True)
         limits = self._violations(read, ids)
         used = [sum(int((~np.isnan(m.rows[i])).sum()) for m in self._lead.values()) for i in ids]
         return {
             number: Told(
-                scores=tuple(float(mean[row]) for mean, _ in read[: self._objectives]),
-                sds=tuple(float(sd[row]) for _, sd in read[: self._objectives]),
+                scores=tuple(float(mean[row]) for mean in means),
+                sds=tuple(float(sd[row]) for sd in sds),
                 items=used[row],
                 violation=float(limits[row]),
             )
             for row, number in enumerate(ids)
         }
+
+    def _combined(self, measured: Measured, read: _Read, ids: Sequence[int]) -> tuple[Floats, Floats]:
+        """Means and standard deviations of an objective or constraint, higher is better `[M]`.
+
+        Tasks are independent; of metrics of one task nobody knows how they go together, so their deviations add up.
+        """
+        mean = np.array([costs(self._exact[number], [measured])[0] for number in ids])
+        sds: dict[str, Floats] = {}
+        for metric in measured.metrics:
+            each, sd = read[metric.name]
+            mean = mean + metric.share * each
+            sds[metric.task] = sds.get(metric.task, 0.0) + metric.share * sd
+        return mean, np.sqrt(np.sum([sd**2 for sd in sds.values()], axis=0)) + np.zeros(len(ids))
 
     def _designed(self, metric: CalibratedMetric, ids: Sequence[int], generation: int, total: int) -> Mask:
         """The items that each candidate is to be asked now `[M, N]`."""
@@ -198,11 +217,7 @@ class ReducedItems:
         if searched.any():
             inclusion = self._inclusion(metric, np.array(ids)[searched])
             audit = metric.audit(generation, residuals_of(bank, _only(prior, searched), rows[searched], inclusion))
-            match audit.remedy(promoted=0):
-                case "widen":
-                    found = MapAbility(bank=bank, prior=prior.widened(audit.widening()))(rows)
-                case "correct":
-                    found = corrected(found, audit, len(metric.items))
+            found = corrected(found, audit, len(metric.items))
         sign = 1.0 if metric.config.goal == "max" else -1.0
         return sign * found.mean, found.sd
 
@@ -215,7 +230,9 @@ class ReducedItems:
         known = map_abilities(bank, metric.stacked(parents), population_prior(bank, len(parents))).mean
         past = [number for number in self._genomes if number in metric.rows and number not in set(ids)][-_REMEMBERED:]
         archive = self._family(known, past) if past else None
-        children = _abilities(bank, metric.stacked(past)) if past else None
+        children = None
+        if archive is not None:  # read as children, too: as strangers they would seem to lie nearer to the population
+            children = map_abilities(bank, metric.stacked(past), family_prior(bank, archive))
         born = [number in self._genomes for number in ids]
         family = self._family(known, [n for n, searched in zip(ids, born, strict=True) if searched])
         return _scattered(population, family_prior(bank, family, archive, children), np.array(born))
@@ -224,33 +241,32 @@ class ReducedItems:
         genomes = np.array([self._genomes[number] for number in ids]) - 0.5
         return Family(parents=np.repeat(parents[None], len(ids), axis=0), coefficients=genomes)
 
-    def _violations(self, read: Sequence[tuple[Floats, Floats]], ids: Sequence[int]) -> Floats:
+    def _violations(self, read: _Read, ids: Sequence[int]) -> Floats:
         """What is missing to every limit, summed `[M]`."""
         total = np.zeros(len(ids))
-        for metric, (mean, _) in zip(self._metrics, read, strict=True):
-            if isinstance(metric.config, ConstraintConfig):
-                total += np.maximum(0.0, metric.config.limit - (mean - self._reference(metric, metric.config)))
+        for constraint in self._constraints:
+            mean, _ = self._combined(constraint, read, ids)
+            total += np.maximum(0.0, constraint.limit - (mean - self._reference(constraint)))
         return total
 
-    def _reference(self, metric: CalibratedMetric, constraint: ConstraintConfig) -> float:
+    def _reference(self, constraint: ConstraintConfig) -> float:
         """The score that a limit is relative to; 0 if it is absolute."""
         if constraint.relative_to is None:
             return 0.0
-        row = metric.rows.get(self._labels[constraint.relative_to])
-        if row is None:
+        number = self._labels[constraint.relative_to]
+        if number not in self._exact or number in self._failed:
             raise TaskError(
                 f"constraint {constraint.name!r}: expected answers of {constraint.relative_to} to compare with; got "
                 "none, because it failed; see its failure in the report"
             )
-        return float(np.nanmean(row)) * (1.0 if constraint.goal == "max" else -1.0)
+        read = {m.config.name: float(np.nanmean(m.rows[number])) for m in self._metrics if number in m.rows}
+        sign = 1.0 if constraint.goal == "max" else -1.0
+        exact = float(costs(self._exact[number], [constraint])[0])
+        return exact + sign * sum(metric.share * read[metric.name] for metric in constraint.metrics)
 
 
 def _items(metric: CalibratedMetric, mask: Mask) -> tuple[int, ...]:
     return tuple(metric.items[column] for column in np.flatnonzero(mask))
-
-
-def _abilities(bank: ItemBank, rows: Floats) -> Abilities:
-    return map_abilities(bank, rows, population_prior(bank, len(rows)))
 
 
 def _only(prior: AbilityPrior, chosen: Mask) -> AbilityPrior:

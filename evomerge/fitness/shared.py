@@ -13,7 +13,7 @@ from evomerge.fitness.assessment import Answers, Check, Questions, Told
 from evomerge.fitness.constraints import violation
 from evomerge.fitness.estimate import scores
 from evomerge.fitness.items import ItemSplit
-from evomerge.outcome import Responses
+from evomerge.outcome import Answer, Responses
 
 __all__ = ["SharedItems"]
 
@@ -32,7 +32,7 @@ class SharedItems:
         self, split: ItemSplit, objectives: Sequence[ObjectiveConfig], constraints: Sequence[ConstraintConfig]
     ) -> None:
         self._split, self._objectives, self._constraints = split, objectives, constraints
-        self._answers: dict[int, tuple[Responses, ...]] = {}
+        self._answers: dict[int, tuple[Answer, ...]] = {}
         self._asked: dict[int, tuple[int, int]] = {}
         self._compared: dict[str, int] = {}
 
@@ -80,12 +80,12 @@ class SharedItems:
         """Nothing: a mean rests on no model."""
         return {}
 
-    def _told(self, answers: tuple[Responses, ...]) -> Told:
+    def _told(self, answers: tuple[Answer, ...]) -> Told:
         found = scores(answers, self._objectives)
         known = {label: self._answers[number] for label, number in self._compared.items() if number in self._answers}
         return Told(
             scores=tuple(estimate.mean for estimate in found),
             sds=tuple(estimate.se for estimate in found),
-            items=sum({response.task: len(response.items) for response in answers}.values()),
+            items=sum({r.task: len(r.items) for r in answers if isinstance(r, Responses)}.values()),
             violation=violation(answers, known, self._constraints),
         )

@@ -57,6 +57,9 @@ def export_adapter(plan: MergePlan, pool: ModelPool, out: Path, *, extra_files: 
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """
+    moved = any(tensor.origin != tensor.name or tensor.is_amplified for tensor in plan.tensors)
+    if moved or len(plan.tensors) != len(pool.specs):
+        raise _refused("path", "expected the merge's own layers in order; got a path through layers")
     coefficients = {tensor.name: _coefficients(tensor, pool.base) for tensor in plan.tensors}
     read = {source for tensor in plan.tensors for source in tensor.sources}
     if variants := sorted(read.difference(pool.models)):

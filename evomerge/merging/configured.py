@@ -19,7 +19,7 @@ def configured_pool(config: PoolConfig) -> ModelPool:
     Raises:
         PoolError: they cannot be read, or do not fit each other; or a calibration text cannot be read.
     """
-    pool = ModelPool.open(config.base, config.experts, tokenizer=config.tokenizer)
+    pool = ModelPool.open(config.base, config.folders, tokenizer=config.tokenizer)
     if config.calibration is None:
         return pool
     return calibrated(pool, Calibration.read(config.texts, config.calibration.tokens))

@@ -7,6 +7,7 @@ Knows nothing of operators.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,7 @@ from evomerge.merging.residency import Residence
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool
 
-__all__ = ["BLOCK", "core_factors", "execute", "execute_into"]
+__all__ = ["BLOCK", "core_factors", "execute", "execute_into", "execute_part"]
 
 _FP16_MAX = 65504.0
 
@@ -101,6 +102,54 @@ def execute_into(
         _write(tensor, there, outputs[tensor.name], block, compiler)
 
 
+@torch.inference_mode()
+def execute_part(
+    tensor: TensorPlan, there: Residence, out: torch.Tensor, axis: int, start: int, *, compiler: Compiler = COMPILER
+) -> None:
+    """Merge in place the part of one tensor that a rank of a tensor-parallel model holds.
+
+    The values are those of the whole tensor's merge. Only the part is computed, unless its elements depend on others.
+
+    Args:
+        tensor: what to compute.
+        there: the pool, and where its tensors are kept.
+        out: the part, as long along `axis` as the rank's share, and as the tensor along all others.
+        axis: that is cut.
+        start: first index of the part along it.
+        compiler: decides what is compiled.
+    """
+    kernel, length = tensor.kernel, out.shape[axis]
+    if isinstance(kernel, Copy) and not tensor.is_amplified:
+        _store(there.whole(tensor, kernel.source).narrow(axis, start, length), out, tensor.dtype)
+        return
+    offset = start * math.prod(tensor.shape[1:])
+    if there.approximate or not _is_local(tensor, axis, offset):
+        whole = torch.empty(tensor.shape, dtype=out.dtype, device=out.device)
+        _write(tensor, there, whole, None, compiler)
+        out.copy_(whole.narrow(axis, start, length))
+        return
+    parts = {source: there.whole(tensor, source).narrow(axis, start, length) for source in tensor.sources}
+    inputs = {source: part.reshape(-1) for source, part in parts.items()}
+    _write_elements(tensor, inputs, there, out, compiler=compiler, offset=offset)
+
+
+def _is_local(tensor: TensorPlan, axis: int, offset: int) -> bool:
+    """Whether elements follow from their own inputs alone; along the first axis, also from their place."""
+    kernel = tensor.kernel
+    if isinstance(kernel, Copy | Isotropic | Core) or (isinstance(kernel, Vote) and kernel.zero == "majority"):
+        return False
+    return (axis == 0 and offset % 2 == 0) or not _has_places(tensor)
+
+
+def _has_places(tensor: TensorPlan) -> bool:
+    """Whether anything depends on where in the tensor an element stands."""
+    kernel = tensor.kernel
+    if isinstance(kernel, Copy | Core) or tensor.damping is not None or getattr(kernel, "select", None) is not None:
+        return True
+    by_rank = isinstance(kernel, Winner) and kernel.by == "rank"
+    return by_rank or any(term.keep is not None or term.factors is not None for term in kernel.terms)
+
+
 def _check(tensors: Sequence[TensorPlan], outputs: Mapping[str, torch.Tensor]) -> None:
     for tensor in tensors:
         found = tuple(outputs[tensor.name].shape) if tensor.name in outputs else None
@@ -114,19 +163,34 @@ def _check(tensors: Sequence[TensorPlan], outputs: Mapping[str, torch.Tensor]) -
 
 @torch.inference_mode()
 def _write(tensor: TensorPlan, there: Residence, out: torch.Tensor, block: int | None, compiler: Compiler) -> None:
-    if isinstance(tensor.kernel, Copy):
+    if isinstance(tensor.kernel, Copy) and not tensor.is_amplified:
         _store(there.whole(tensor, tensor.kernel.source), out, tensor.dtype)
         return
-    if isinstance(tensor.kernel, Isotropic | Core):
-        _store(_whole(tensor, tensor.kernel, there), out, tensor.dtype)
+    if isinstance(tensor.kernel, Copy | Isotropic | Core):
+        values = _whole(tensor, tensor.kernel, there)
+        _store(kernels.amplified(values, tensor.gain, tensor.shift), out, tensor.dtype)
         return
+    _write_elements(tensor, there.inputs(tensor), there, out, compiler=compiler, block=block)
+
+
+def _write_elements(
+    tensor: TensorPlan,
+    inputs: Mapping[str, torch.Tensor],
+    there: Residence,
+    out: torch.Tensor,
+    *,
+    compiler: Compiler,
+    offset: int = 0,
+    block: int | None = None,
+) -> None:
+    """All elements of a tensor, or a run of them from `offset` on."""
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
-    inputs = there.inputs(tensor)
     facts = {source: fact.to(there.device) for source, fact in facts_of(tensor, there.pool).items()}
-    if not compiler.run(operands_of(tensor, inputs, facts), flat):
+    compiled = offset == 0 or not _has_places(tensor)  # what is compiled counts places from 0
+    if not compiled or not compiler.run(operands_of(tensor, inputs, facts), flat):
         length = min(block or (BLOCK if there.device.type == "cpu" else DEVICE_BLOCK), len(flat))
         scratch = torch.empty(2 * len(inputs) + 2, length, device=there.device)
-        _write_blocks(tensor, inputs, facts, flat, scratch)
+        _write_blocks(tensor, inputs, facts, flat, scratch, offset=offset)
     if not out.is_contiguous():
         out.copy_(flat.view(out.shape))
 
@@ -137,20 +201,32 @@ def _write_blocks(
     facts: Mapping[str, torch.Tensor],
     flat: torch.Tensor,
     scratch: torch.Tensor,
+    *,
+    offset: int,
 ) -> None:
-    whole = kernels.Block(start=0, inputs=inputs, scratch=scratch, facts=facts, damping=tensor.damping)
+    whole = kernels.Block(
+        start=offset,
+        inputs=inputs,
+        scratch=scratch,
+        facts=facts,
+        damping=tensor.damping,
+        gain=tensor.gain,
+        shift=tensor.shift,
+    )
     if isinstance(tensor.kernel, Vote):
         _elect(tensor.kernel, whole, flat, tensor.dtype)
     else:
         _sweep(partial(_COMPUTE[type(tensor.kernel)], tensor.kernel), whole, flat, tensor.dtype)
 
 
-def _whole(tensor: TensorPlan, kernel: Isotropic | Core, there: Residence) -> torch.Tensor:
-    """What a kernel that needs whole matrices makes of one tensor, fp32."""
+def _whole(tensor: TensorPlan, kernel: Copy | Isotropic | Core, there: Residence) -> torch.Tensor:
+    """What a kernel that takes whole tensors makes of one, damped, in fp32 and in memory of its own."""
+    if isinstance(kernel, Copy):
+        return there.whole(tensor, kernel.source).to(torch.float32, copy=True)
     if isinstance(kernel, Isotropic):
         values = matrices.isotropic(kernel, {source: there.whole(tensor, source) for source in tensor.sources})
     else:
-        left, right = (side.to(there.device) for side in core_factors(kernel, tensor.name, there.pool))
+        left, right = (side.to(there.device) for side in core_factors(kernel, tensor.origin, there.pool))
         values = torch.addmm(there.whole(tensor, kernel.base).float(), left, right)
     if tensor.damping is None:
         return values
@@ -188,8 +264,8 @@ def _sweep(
     for start in range(0, len(flat), size) if starts is None else starts:
         out = flat[start : start + size]
         here = {source: values[start : start + size] for source, values in whole.inputs.items()}
-        block = replace(whole, start=start, inputs=here, scratch=whole.scratch[:, : len(out)])
-        _store(kernels.damped(compute(block), block), out, dtype)
+        block = replace(whole, start=whole.start + start, inputs=here, scratch=whole.scratch[:, : len(out)])
+        _store(kernels.finished(compute(block), block), out, dtype)
 
 
 def _store(values: torch.Tensor, out: torch.Tensor, dtype: str) -> None:

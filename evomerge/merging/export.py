@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import MergeError
 from evomerge.merging.atomic import complete_or_absent
@@ -21,14 +21,15 @@ from evomerge.merging.checkpoint import INDEX_FILE, ITEM_BYTES, SINGLE_FILE
 from evomerge.merging.header import Slot, header_of
 from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import ModelPool, TensorSpec
+from evomerge.merging.routing import Form, form_of
 from evomerge.merging.small_files import read_bytes
 from evomerge.merging.tokenizer import TOKENIZER_FILES
-from evomerge.recipe import OutputDtype
+from evomerge.recipe import Hop, OutputDtype
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["export_checkpoint"]
+__all__ = ["export_checkpoint", "export_skeleton"]
 
 
 def export_checkpoint(
@@ -37,37 +38,53 @@ def export_checkpoint(
     out: Path,
     *,
     dtype: OutputDtype,
+    path: Sequence[Hop] = (),
     extra_files: Mapping[str, str] = {},
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a merged model: weights, configuration, the chosen tokenizer and chat template, and files of the caller's.
 
     Args:
-        tensors: every weight of the pool's `specs`, once each, in any order, on any device.
+        tensors: every weight of the merged model (see `routing.form_of`), once each, in any order, on any device.
         pool: the models that were merged.
         out: the new folder; its parents are made as needed.
         dtype: of the weights as written.
+        path: through the models' layers; empty for their own.
         extra_files: texts by file name, for example a model card.
         shard_bytes: most bytes of weights per file; a larger tensor gets a file of its own.
 
     Raises:
         StoreError: `out` exists.
         PoolError: a file of the models cannot be read.
-        MergeError: a tensor is missing, unknown, given twice or of another shape.
+        MergeError: a tensor is missing, unknown, given twice or of another shape; or no plain checkpoint of this
+            architecture can hold the path.
         DiskError: the disk refused a write; nothing is left behind.
     """
-    slots = _layout(pool, dtype, shard_bytes)
-    copies = {file.name: read_bytes(file) for file in _copied(pool) if file.is_file()}
-    carried = ((spec.name, pool.tensor(pool.base, spec.name)) for spec in pool.carried)
+    form = form_of(pool, path)
+    slots = _layout(form, dtype, shard_bytes)
+    small = _small_files(pool, form, dtype)
+    carried = ((spec.name, pool.tensor(pool.base, spec.name)) for spec in form.carried)
     with complete_or_absent(out) as folder:
         _write_weights(folder, slots, chain(carried, tensors))
         if len({slot.file for slot in slots}) > 1:
             _write_text(folder / INDEX_FILE, _index(slots))
-        _write_text(folder / "config.json", _config(pool, dtype))
-        for name, content in copies.items():
+        for name, content in small.items():
             (folder / name).write_bytes(content)
         for name, text in extra_files.items():
             _write_text(folder / name, text)
+
+
+def export_skeleton(pool: ModelPool, out: Path, *, dtype: OutputDtype, path: Sequence[Hop] = ()) -> None:
+    """Write all of a merged model but its weights; see `export_checkpoint`."""
+    small = _small_files(pool, form_of(pool, path), dtype)
+    with complete_or_absent(out) as folder:
+        for name, content in small.items():
+            (folder / name).write_bytes(content)
+
+
+def _small_files(pool: ModelPool, form: Form, dtype: OutputDtype) -> dict[str, bytes]:
+    copies = {file.name: read_bytes(file) for file in _copied(pool) if file.is_file()}
+    return {"config.json": _config(form.config, dtype).encode(), **copies}
 
 
 def _copied(pool: ModelPool) -> list[Path]:
@@ -77,9 +94,9 @@ def _copied(pool: ModelPool) -> list[Path]:
     return [*(pool.tokenizer_folder / name for name in TOKENIZER_FILES), model / "generation_config.json"]
 
 
-def _layout(pool: ModelPool, dtype: OutputDtype, shard_bytes: int) -> tuple[Slot, ...]:
+def _layout(form: Form, dtype: OutputDtype, shard_bytes: int) -> tuple[Slot, ...]:
     """Every tensor's place; wider dtypes first, so that each tensor is aligned to its element."""
-    wanted = [(spec, spec.dtype) for spec in pool.carried] + [(spec, dtype) for spec in pool.specs]
+    wanted = [(spec, spec.dtype) for spec in form.carried] + [(spec, dtype) for spec in form.specs]
     wanted.sort(key=lambda pair: (-ITEM_BYTES[pair[1]], pair[0].name))
     shards: list[list[tuple[TensorSpec, str, int]]] = [[]]
     room = shard_bytes
@@ -142,10 +159,10 @@ def _index(slots: Iterable[Slot]) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
 
 
-def _config(pool: ModelPool, dtype: OutputDtype) -> str:
+def _config(config: Mapping[str, Any], dtype: OutputDtype) -> str:
     # Versions of transformers call it either; all read the older name.
-    keys = [key for key in ("dtype", "torch_dtype") if key in pool.config] or ["torch_dtype"]
-    return json.dumps({**pool.config, **dict.fromkeys(keys, dtype)}, indent=2) + "\n"
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    return json.dumps({**config, **dict.fromkeys(keys, dtype)}, indent=2) + "\n"
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -26,10 +26,10 @@ def facts_of(tensor: TensorPlan, pool: ModelPool) -> dict[str, torch.Tensor]:
     for term in getattr(tensor.kernel, "terms", ()):
         base = tensor.sources[0]
         if scope := _ranks(tensor, term):
-            difference = Difference(base=base, source=term.source, names=(tensor.name,))
+            difference = Difference(base=base, source=term.source, names=(tensor.origin,))
             facts[term.source] = ranks.table(pool, difference, scope)
         elif isinstance(term.keep, Fence):
-            facts[term.source] = selection.divergences(pool, base, term.source, tensor.name)
+            facts[term.source] = selection.divergences(pool, base, term.source, tensor.origin)
     return facts
 
 

@@ -10,11 +10,8 @@ Knows nothing of torch; whoever asks brings the sizes of the memories. No run on
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evomerge.errors import ConfigError, Fault
@@ -38,7 +35,6 @@ __all__ = [
     "Tier",
     "choose",
     "footprints",
-    "host_memory",
     "needs_of",
     "size",
 ]
@@ -120,25 +116,35 @@ class Footprint:
         return f"{self.tier}: {', '.join(f'{size(amount)} {where}' for amount, where in parts if amount)}"
 
 
-def needs_of(pool: ModelPool, live_dtype: str, deltas: Literal["exact", "int8"] = "exact") -> Needs:
+def needs_of(
+    pool: ModelPool, live_dtype: str, deltas: Literal["exact", "int8"] = "exact", *, depth: int | None = None
+) -> Needs:
     """The needs of a pool.
 
     Args:
         pool: base and experts.
         live_dtype: torch's name of the dtype of the live model.
         deltas: the form in which experts are held.
+        depth: most layers of the live model; None for those of the pool.
     """
     stored = {name: {n: tensor.dtype for n, tensor in model.tensors.items()} for name, model in pool.models.items()}
     made = [[_made(model, spec, stored[name][spec.name]) for name, model in pool.models.items()] for spec in pool.specs]
     held = [_held(pool, spec, stored, deltas) for spec in pool.specs]
     rows = 2 * len(pool.names) + 4
     return Needs(
-        live=sum(math.prod(spec.shape) for spec in pool.specs) * ITEM_BYTES[live_dtype],
+        live=math.ceil(_live_elements(pool, depth or pool.layers) * ITEM_BYTES[live_dtype]),
         held=sum(held),
         widest=max(held),
         made=max(sum(each) + max(each) for each in made),  # the base's values are widened beside the first result
         scratch=(4 * rows * BLOCK, 4 * rows * DEVICE_BLOCK),
     )
+
+
+def _live_elements(pool: ModelPool, depth: int) -> float:
+    """Weights of a model that is as deep as that, or as deep as the pool's."""
+    inside = sum(math.prod(spec.shape) for spec in pool.specs if spec.layer is not None)
+    outside = sum(math.prod(spec.shape) for spec in pool.specs if spec.layer is None)
+    return outside + inside * max(depth / pool.layers, 1.0)
 
 
 def footprints(needs: Needs, *, on_device: bool) -> tuple[Footprint, ...]:
@@ -181,15 +187,6 @@ def choose(tiers: Sequence[Footprint], memory: Memory, wanted: Tier | Literal["a
 
 def _workers(count: int) -> str:
     return "1 worker" if count == 1 else f"{count} workers"
-
-
-def host_memory(*, free: bool) -> int:
-    """Bytes of this machine's memory: all, or what programs could still get."""
-    if free:
-        with suppress(OSError, ValueError):
-            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def size(amount: float) -> str:

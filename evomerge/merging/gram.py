@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from evomerge.merging.pool import ModelPool
+    from evomerge.recipe import Role
 
-__all__ = ["Slicing", "gram", "run_of"]
+__all__ = ["Slicing", "gram", "products_by_place", "run_of"]
 
 Slicing = Literal["tensor", "row", "column"]
 """What has scalar products of its own: the whole tensor, each slice along the last axis, or each along the first."""
@@ -50,6 +51,19 @@ def gram(
     (found,) = prepared.arrays(pool, kind, involved, (name,), lambda: (_gram(pool, models, name, base, per),))
     found.flags.writeable = False
     return found
+
+
+def products_by_place(pool: ModelPool) -> tuple[tuple[Role, int | None, list[list[float]]], ...]:
+    """Scalar products of the weights of all models, base first, summed over the tensors of a role in a layer.
+
+    Returns:
+        Module role, layer (None outside the layers) and `[K][K]`, for each pair that holds weights.
+    """
+    found: dict[tuple[Role, int | None], npt.NDArray[np.float64]] = {}
+    for spec in pool.specs:
+        place = spec.role, spec.layer
+        found[place] = found.get(place, 0.0) + gram(pool, pool.names, spec.name)[0]
+    return tuple((role, layer, products.tolist()) for (role, layer), products in found.items())
 
 
 def run_of(shape: tuple[int, ...], per: Slicing) -> int:

@@ -59,7 +59,7 @@ def _band(rule: Band, start: int, x: torch.Tensor) -> None:
 
 def _prune(rule: Prune, start: int, x: torch.Tensor, table: torch.Tensor) -> None:
     levels = ranks.levels(table, rule.ranks, start, x.abs())
-    kept = masks.keep_by_level(rule.seed, rule.low, rule.high, levels, start)
+    kept = masks.keep_by_level(rule.seed, rule.density, rule.epsilon, levels, start)
     if rule.inverse:
         low, high = torch.tensor([rule.low, rule.high], device=x.device)
         x.mul_(masks.inverses(low, high, levels))

@@ -18,7 +18,7 @@ from evomerge.merging.keep_rules import Trim
 from evomerge.merging.plan import Damping, Delta, Linear, Term, Vote
 from evomerge.merging.selection import variance
 
-__all__ = ["Block", "Tally", "ballot", "damped", "delta", "linear", "shifted", "vote"]
+__all__ = ["Block", "Tally", "amplified", "ballot", "damped", "delta", "finished", "linear", "shifted", "vote"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Block:
         inputs: stored values by source, each `[n]`, of any float dtype.
         scratch: memory to compute in.
         facts: by source, what is to know of the whole tensor (see `evomerge.merging.facts`).
-        damping: of the tensor.
+        damping, gain, shift: of the tensor.
     """
 
     start: int
@@ -38,6 +38,8 @@ class Block:
     scratch: torch.Tensor
     facts: Mapping[str, torch.Tensor]
     damping: Damping | None = None
+    gain: float = 1.0
+    shift: float = 0.0
 
 
 @dataclass(slots=True)
@@ -140,6 +142,17 @@ def damped(values: torch.Tensor, block: Block) -> torch.Tensor:
         return values
     base = block.inputs[block.damping.base].float()
     return _scaled(values.sub_(base), block.damping.factors, block.start).add_(base)
+
+
+def amplified(values: torch.Tensor, gain: float, shift: float) -> torch.Tensor:
+    """`gain * values + shift`, in place of the values."""
+    values = values if gain == 1 else values.mul_(gain)
+    return values if shift == 0 else values.add_(shift)
+
+
+def finished(values: torch.Tensor, block: Block) -> torch.Tensor:
+    """What is stored of one block: the kernel's values, damped and amplified."""
+    return amplified(damped(values, block), block.gain, block.shift)
 
 
 def _count(tally: Tally, start: int, total: torch.Tensor, agreeing: torch.Tensor, spare: torch.Tensor) -> None:

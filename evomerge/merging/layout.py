@@ -16,12 +16,15 @@ from evomerge.recipe import Role
 __all__ = [
     "TensorKey",
     "aligned",
+    "at_layer",
     "classify",
     "has_vocabulary_rows",
     "is_buffer",
     "is_output_projection",
     "is_token_embedding",
+    "is_tower",
     "layout_of",
+    "stacked",
     "stores_inputs_first",
     "towers_of",
     "writes_to_residual",
@@ -124,10 +127,43 @@ def layout_of(names: Iterable[str]) -> dict[str, TensorKey]:
     return keys
 
 
+def stacked(name: str) -> tuple[str, str]:
+    """The module list that a tensor of a layer lies in, and the tensor's name inside its layer.
+
+    Example:
+        >>> stacked("model.layers.3.mlp.up_proj.weight")
+        ('model.layers', 'mlp.up_proj.weight')
+
+    Raises:
+        ValueError: the name numbers no layer.
+    """
+    if inside := _LAYER.search(name):
+        return name[: inside.start(1) - 1], inside[2]
+    if inside := _NUMBERED.match(name):
+        return inside["stack"], inside["rest"]
+    raise ValueError(f"expected the name of a tensor in a layer; got {name!r}")
+
+
+def at_layer(name: str, layer: int) -> str:
+    """What the same tensor of another layer is called.
+
+    Example:
+        >>> at_layer("model.layers.3.mlp.up_proj.weight", 7)
+        'model.layers.7.mlp.up_proj.weight'
+    """
+    stack, rest = stacked(name)
+    return f"{stack}.{layer}.{rest}"
+
+
 def towers_of(names: Iterable[str]) -> frozenset[str]:
     """The tensors that stand beside a model's language model; none if it has no language model."""
-    towers = {name for name in names if _stem(name).split(".")[0] in _TOWERS}
+    towers = {name for name in names if is_tower(name)}
     return frozenset(towers) if any(is_token_embedding(name) for name in {*names} - towers) else frozenset()
+
+
+def is_tower(name: str) -> bool:
+    """Whether this tensor or module stands beside a language model, if there is one."""
+    return _stem(name).split(".")[0] in _TOWERS
 
 
 def aligned(names: Iterable[str], base: Iterable[str]) -> dict[str, str]:

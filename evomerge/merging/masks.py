@@ -16,6 +16,8 @@ from evomerge.rng import derive_seed
 
 __all__ = [
     "FINEST",
+    "STEPS",
+    "bins",
     "inverses",
     "keep",
     "keep_by_level",
@@ -28,7 +30,10 @@ __all__ = [
     "word",
 ]
 
-FINEST = 2.0**-32
+STEPS = 10_000
+"""Densities of masks are multiples of its inverse, so that what masks of all densities keep can be tabled (`bins`)."""
+
+FINEST = 1.0 / STEPS
 """Steps of densities; those below one keep nothing."""
 
 # SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), constants as signed 64-bit.
@@ -76,22 +81,40 @@ def keep(seed: int, density: float, start: int, count: int, device: torch.device
     return _hash(seed, start, count, device).lt_(_cut(density))
 
 
-def keep_by_level(seed: int, low: float, high: float, levels: torch.Tensor, start: int) -> torch.Tensor:
+def keep_by_level(seed: int, density: float, epsilon: float, levels: torch.Tensor, start: int) -> torch.Tensor:
     """Which elements a mask keeps whose density grows from level to level.
 
     Args:
         seed: from `tensor_seed`.
-        low: density of level 0, in [0, 1].
-        high: density of level 255, in [low, 1].
+        density: mean of the densities of levels 0 and 255, in [0, 1].
+        epsilon: half the difference of these, at most `min(density, 1 - density)`.
         levels: of the elements, int32, shape `(count,)`.
         start: index of the first element in the flattened tensor.
 
     Returns:
         int32, 1 where kept and else 0, shape `(count,)`.
     """
-    first, step = ramp(low, high)
-    cuts = (level_limits(first, step, torch.arange(256)) >> 32).int().to(levels.device)
+    cuts = (level_limits(*ramp(density, epsilon), torch.arange(256)) >> 32).int().to(levels.device)
     return _hash(seed, start, len(levels), levels.device).lt_(cuts.index_select(0, levels))
+
+
+def bins(seed: int, start: int, count: int, epsilon: float = 0.0, levels: torch.Tensor | int = 0) -> torch.Tensor:
+    """From which density on each element is kept, in units of `1 / STEPS`: by masks of density `k / STEPS` if below k.
+
+    Args:
+        seed: from `tensor_seed`.
+        start: index of the first element in the flattened tensor.
+        count: number of elements.
+        epsilon: as for `keep_by_level`; 0 for `keep`.
+        levels: of the elements, int32, shape `(count,)`; any for `keep`.
+
+    Returns:
+        int64 from 0 to `STEPS - 1`, shape `(count,)`.
+    """
+    first, step = _rise(epsilon)
+    rise = ((torch.as_tensor(levels).long() * step >> 32) & _lowest(32)) + first  # products are below 2^64
+    above = _hash(seed, start, count).long() + 2**31 - rise
+    return (above * STEPS >> 32).clamp_(0, STEPS - 1)
 
 
 def word(seed: int, start: int) -> int:
@@ -109,13 +132,23 @@ def limit(density: float) -> int:
     return _cut(density) << 32
 
 
-def ramp(low: float, high: float) -> tuple[int, int]:
-    """The first of 256 limits and the step between them, for `level_limits`.
+def ramp(density: float, epsilon: float) -> tuple[int, int]:
+    """The first of 256 limits and the step between them, for `level_limits`; arguments as for `keep_by_level`.
 
-    In integers, so that what is computed for an element is what a table holds; off by at most 2^-32.
+    In integers, so that what is computed for an element is what a table holds; off by at most 2^-30. Other densities
+    move all limits alike, which `bins` relies on.
     """
-    first, last = limit(low), limit(high)
-    return first, (last - first) // 255
+    first, step = _rise(epsilon)
+    return limit(density) + (first << 32), step
+
+
+def _rise(epsilon: float) -> tuple[int, int]:
+    """How far level 0 lies from the mean density, in units of 2^-32, and the step between levels, of 2^-64.
+
+    Two units less than it might be, so that the highest limit fits its integer.
+    """
+    half = max(math.floor(epsilon * 2.0**32) - 2, 0)
+    return -half, (2 * half << 32) // 255
 
 
 def level_limits(first: torch.Tensor | int, step: torch.Tensor | int, levels: torch.Tensor) -> torch.Tensor:

@@ -105,10 +105,12 @@ def operands_of(
         facts: by source (see `evomerge.merging.facts`).
 
     Returns:
-        None where a plan asks for what is not compiled: damping, factors, rules that do not mix, int8 inputs.
+        None where a plan asks for what is not compiled: damping, gains, factors, rules that do not mix, int8 inputs.
     """
     kernel = tensor.kernel
-    if not isinstance(kernel, Linear | Delta | Vote | Consensus | Winner | Overlap) or tensor.damping is not None:
+    if not isinstance(kernel, Linear | Delta | Vote | Consensus | Winner | Overlap):
+        return None
+    if tensor.damping is not None or tensor.is_amplified:
         return None
     keeps = tuple(term.keep for term in kernel.terms)
     if _joined(keeps) is _MIXED or not kernel.terms or not _plain(kernel):
@@ -257,7 +259,7 @@ def _words(keep: Keep | None, start: int) -> tuple[int, int, int]:
         case Drop():
             return masks.word(keep.seed, start), masks.limit(keep.density), 0
         case Prune():
-            return masks.word(keep.seed, start), *masks.ramp(keep.low, keep.high)
+            return masks.word(keep.seed, start), *masks.ramp(keep.density, keep.epsilon)
     return 0, _ALL, 0
 
 

@@ -39,11 +39,13 @@ from evomerge.merging.lowering import (
     terms_of,
 )
 from evomerge.merging.plan import Copy, Core, Isotropic, Kernel, MergePlan, TensorPlan
+from evomerge.merging.routing import merged_specs, routed
 from evomerge.merging.sparse import is_float
 from evomerge.merging.sparse_operators import SPARSE_LOWERINGS
 from evomerge.merging.widen import widen
 from evomerge.recipe import DEPTH_ROLES
 from evomerge.recipe.averaging import as_linear
+from evomerge.recipe.operators import plugged_lowering
 
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
@@ -61,15 +63,18 @@ def lower(recipe: Recipe, pool: ModelPool) -> MergePlan:
             computed when first needed and kept, so later calls are quick.
 
     Raises:
-        MergeError: the recipe names models that the pool lacks, has another number of layers, or asks for a
-            calibration that the pool lacks.
+        MergeError: the recipe names models that the pool lacks, has another number of layers, asks for a calibration
+            that the pool lacks, or for a path that the architecture does not take.
     """
     _check(recipe, pool)
-    if recipe.space == "core":
-        return _in_core_space(recipe, pool)
-    recipe = recipe.on_variants()
-    lowering = _LOWERINGS[recipe.operator](recipe, pool)
-    return MergePlan(tensors=tuple(_tensor(spec, recipe, pool, lowering) for spec in pool.specs))
+    merged = _in_core_space(recipe, pool) if recipe.space == "core" else _on_weights(recipe.on_variants(), pool)
+    return routed(merged, recipe, pool) if recipe.path else merged
+
+
+def _on_weights(recipe: Recipe, pool: ModelPool) -> MergePlan:
+    lowering = _lowering(recipe, pool)
+    specs = merged_specs(pool, recipe.path)
+    return MergePlan(tensors=tuple(_tensor(spec, recipe, pool, lowering) for spec in specs))
 
 
 def _in_core_space(recipe: Recipe, pool: ModelPool) -> MergePlan:
@@ -81,7 +86,7 @@ def _in_core_space(recipe: Recipe, pool: ModelPool) -> MergePlan:
     if recipe.base != pool.base:
         raise MergeError(f"core space: expected {pool.base!r} as base, which the adapters change; got {recipe.base!r}")
     space = core_space(pool, recipe.sources)
-    lowering = _LOWERINGS[recipe.operator](recipe, space.pool) if space.pool.specs else None
+    lowering = _lowering(recipe, space.pool) if space.pool.specs else None
     inner = {spec.name: lowering(spec) for spec in space.pool.specs} if lowering else {}
 
     def outer(spec: TensorSpec) -> Kernel:
@@ -90,7 +95,7 @@ def _in_core_space(recipe: Recipe, pool: ModelPool) -> MergePlan:
             return kernel
         return Core(base=pool.base, sources=recipe.sources, inner=kernel)
 
-    return MergePlan(tensors=tuple(_tensor(spec, recipe, pool, outer) for spec in pool.specs))
+    return MergePlan(tensors=tuple(_tensor(spec, recipe, pool, outer) for spec in merged_specs(pool, recipe.path)))
 
 
 def _check(recipe: Recipe, pool: ModelPool) -> None:
@@ -109,6 +114,11 @@ def _tensor(spec: TensorSpec, recipe: Recipe, pool: ModelPool, lowering: Lowerin
         return TensorPlan(name=spec.name, shape=spec.shape, dtype=spec.dtype, kernel=Copy(source=pool.base))
     plan = TensorPlan(name=spec.name, shape=spec.shape, dtype=recipe.dtype, kernel=lowering(spec))
     return damped(plan, recipe, pool, spec)
+
+
+def _lowering(recipe: Recipe, pool: ModelPool) -> Lowering:
+    lowered: Lowering = (plugged_lowering(recipe.operator) or _LOWERINGS[recipe.operator])(recipe, pool)
+    return lowered
 
 
 def _linear(recipe: Recipe, pool: ModelPool) -> Lowering:

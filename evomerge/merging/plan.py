@@ -200,12 +200,15 @@ class Damping:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorPlan:
-    """One tensor of the merged model.
+    """One tensor of the merged model: `gain * damped(kernel) + shift`.
 
     Attributes:
+        name: in the merged model.
         dtype: of the result, torch's name without `torch.`.
         kernel: how to compute it.
-        damping: what is done to the kernel's result before it is rounded; None for nothing.
+        damping: what is done to the kernel's result; None for nothing.
+        origin: name of the pool's tensor that is read, where a path moved its layer; the tensor's own if left out.
+        gain, shift: applied in fp32 before the one rounding.
     """
 
     name: str
@@ -213,6 +216,18 @@ class TensorPlan:
     dtype: str
     kernel: Kernel
     damping: Damping | None = None
+    origin: str = ""
+    gain: float = 1.0
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.origin:
+            object.__setattr__(self, "origin", self.name)
+
+    @property
+    def is_amplified(self) -> bool:
+        """Whether gain or shift change anything."""
+        return self.gain != 1.0 or self.shift != 0.0
 
     @property
     def sources(self) -> tuple[str, ...]:

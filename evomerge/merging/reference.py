@@ -8,15 +8,16 @@ election, and divisors, which are compared with zero. Where the literature leave
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from evomerge.merging.calibrated import importance
+from evomerge.merging.folding import fold_of, model_type_of
 from evomerge.merging.gram_reference import GRAM_REFERENCES
-from evomerge.merging.layout import stores_inputs_first
+from evomerge.merging.layout import at_layer, stores_inputs_first
 from evomerge.merging.matrix_reference import in_core_space, iso_c
 from evomerge.merging.sparse_reference import SPARSE_REFERENCES, difference, is_nothing, sparsified
 from evomerge.merging.widen_reference import widen
@@ -36,8 +37,28 @@ def reference_merge(recipe: Recipe, pool: ModelPool) -> Iterator[tuple[str, torc
         pool: the models that it names.
 
     Yields:
-        Names and fp64 tensors in the order of the pool's specs; tensors that hold no floats are the base's.
+        Names, sorted, and fp64 tensors; tensors that hold no floats are as they are stored.
     """
+    merged = _unrouted(recipe, pool)
+    yield from sorted(_routed(recipe, pool, dict(merged)).items()) if recipe.path else merged
+
+
+def _routed(recipe: Recipe, pool: ModelPool, merged: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Layer after layer along the path, each scaled by all that the stream was multiplied with before it."""
+    found = {spec.name: merged[spec.name] for spec in pool.specs if spec.layer is None}
+    total = 1.0
+    for depth, hop in enumerate(recipe.path):
+        total *= hop.scale
+        for spec in pool.specs:
+            if spec.layer == hop.layer:
+                values = merged[spec.name] if hop.source is None else pool.tensor(hop.source, spec.name)
+                fold = fold_of(spec.name, total, model_type_of(pool.config))
+                scaled = values.double() * fold.gain + fold.shift if _is_float(spec) else values
+                found[at_layer(spec.name, depth)] = scaled
+    return found
+
+
+def _unrouted(recipe: Recipe, pool: ModelPool) -> Iterator[tuple[str, torch.Tensor]]:
     omega = dict(recipe.parameters).get("omega")
     specs = {spec.name: spec for spec in pool.specs}
     for name, values in _undamped(recipe, pool):

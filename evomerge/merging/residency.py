@@ -86,7 +86,7 @@ class Residence:
 
     def whole(self, tensor: TensorPlan, source: str) -> torch.Tensor:
         """All of one tensor of one model, exactly, on the device."""
-        return self._part((source, tensor.name, False))[0]
+        return self._part((source, tensor.origin, False))[0]
 
     def _fetch(self, tensor: TensorPlan, computing: Any) -> tuple[dict[Key, Part], Any]:
         """Start copying a tensor's inputs to the device; with them, the event that tells that they are there."""
@@ -118,7 +118,7 @@ class Residence:
     def _key(self, source: str, tensor: TensorPlan) -> Key:
         base = self.pool.base
         whole = isinstance(tensor.kernel, Copy | Linear | Isotropic) or source == base or base not in tensor.sources
-        return source, tensor.name, self.approximate and not whole
+        return source, tensor.origin, self.approximate and not whole
 
     def _is_counted(self, key: Key) -> bool:
         """Whether the footprint of the tier has room for it."""

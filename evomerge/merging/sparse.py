@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from evomerge.merging import masks, prepared, statistics
 from evomerge.merging.keep_rules import Band, Drop, Keep, Prune, RankScope, Trim
-from evomerge.merging.kept import kept_l1
+from evomerge.merging.kept import TABLED, kept_l1, kept_l1_from_table
 from evomerge.merging.plan import Term
 
 if TYPE_CHECKING:
@@ -165,13 +165,23 @@ def _rescales(recipe: Recipe, pool: ModelPool, spec: TensorSpec, rules: Mapping[
     if recipe.option("rescale") != "l1":
         return {}
     base = str(recipe.base)
-    latest: dict[str, tuple[Keep, float]] = prepared.once(pool, ("kept l1", base, spec.name), dict)
+    latest: dict[str, tuple[Drop | Prune, float]] = prepared.once(pool, ("kept l1", base, spec.name), dict)
     new = {source: rule for source, rule in rules.items() if latest.get(source, ())[:1] != (rule,)}
-    if new:  # densities are many: only the last of each source is remembered
-        sums = kept_l1(pool, base, new, spec.name)
-        latest.update({source: (rule, sums[source]) for source, rule in new.items()})
+    moved = {source for source, rule in new.items() if source in latest and _moved(latest[source][0], rule)}
+    if moved and math.prod(spec.shape) >= TABLED:
+        sums = {source: kept_l1_from_table(pool, base, source, new[source], spec.name) for source in moved}
+    else:
+        sums = {}
+    if rest := {source: rule for source, rule in new.items() if source not in sums}:
+        sums |= kept_l1(pool, base, rest, spec.name)
+    latest.update({source: (rule, sums[source]) for source, rule in new.items()})
     before = {source: statistics.l1(pool, _difference(recipe, source, spec.name)) for source in rules}
     return {source: _restoring(before[source], latest[source][1]) for source in rules}
+
+
+def _moved(before: Drop | Prune, now: Drop | Prune) -> bool:
+    """Whether rules differ in their density alone, as they do from candidate to candidate of some searches."""
+    return before != now and replace(before, density=now.density) == now
 
 
 def _restoring(before: float, after: float) -> float:

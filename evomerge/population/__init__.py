@@ -1,6 +1,15 @@
 """Populations: optimizers that propose genomes and learn from scores."""
 
-from evomerge.population.base import FEWEST_EARLIER, Algorithm, Evaluation, build_algorithm
+from evomerge.population.base import FEWEST_EARLIER, Algorithm, Crossing, Evaluation, Item, Problem, build_algorithm
 from evomerge.population.manager import PopulationManager
 
-__all__ = ["FEWEST_EARLIER", "Algorithm", "Evaluation", "PopulationManager", "build_algorithm"]
+__all__ = [
+    "FEWEST_EARLIER",
+    "Algorithm",
+    "Crossing",
+    "Evaluation",
+    "Item",
+    "PopulationManager",
+    "Problem",
+    "build_algorithm",
+]

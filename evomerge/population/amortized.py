@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from evomerge.pareto import nondominated, shortlist
-from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.base import Algorithm, Evaluation, Problem
 from evomerge.population.genetic import Nsga2
 from evomerge.population.latent import Floats
 from evomerge.rng import derive_seed, stream
 from evomerge.spaces import Genome
 
-__all__ = ["Map"]
+if TYPE_CHECKING:
+    from evomerge.config import MapConfig
+
+__all__ = ["Map", "build"]
 
 _RADIUS, _SMALLEST = 0.25, 0.02
 """First and least reach of the trust region beyond the front, as a share of each gene's range."""
@@ -145,3 +148,10 @@ def _fit(points: Floats, costs: Floats) -> Floats:
     penalty[0, 0] = 1e-12
     models = np.linalg.solve(terms.T @ terms + penalty, terms.T @ costs)
     return np.asarray(models, dtype=np.float64)
+
+
+def build(config: MapConfig, problem: Problem) -> Map:
+    """As the configuration describes it."""
+    return Map(
+        start=problem.space.start, objectives=problem.objectives, population=config.population, seed=problem.seed
+    )

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, final
 
+from evomerge.rng import stream
 from evomerge.spaces import Genome, SearchSpace
 
 if TYPE_CHECKING:
-    from evomerge.config import Algorithm as AlgorithmConfig
+    from evomerge.config import AlgorithmConfig
+    from evomerge.population.latent import Distribution
 
-__all__ = ["FEWEST_EARLIER", "Algorithm", "Evaluation", "build_algorithm"]
+__all__ = ["FEWEST_EARLIER", "Algorithm", "Crossing", "Evaluation", "Handover", "Item", "Problem", "build_algorithm"]
+
+Item = tuple[int, int, int]
+"""Objective, task within it, item: what a score on one item belongs to, whoever scored it."""
 
 FEWEST_EARLIER = 10
 """Evaluations that a warm start needs: it begins where their best tenth lies."""
@@ -28,6 +33,8 @@ class Evaluation:
 
     Attributes:
         costs: one per objective, lower is better.
+        items: score of each item that was asked, higher is better; not every genome need be asked the same. Empty for
+            genomes that failed or break a constraint, and for algorithms that do not read items.
 
     Raises:
         ValueError: no costs, or a cost that is not finite.
@@ -35,10 +42,39 @@ class Evaluation:
 
     genome: Genome
     costs: tuple[float, ...]
+    items: Mapping[Item, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.costs or not all(math.isfinite(cost) for cost in self.costs):
             raise ValueError(f"an evaluation needs finite costs, one per objective; got {self.costs}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crossing:
+    """How a genome came about: two parents, mixed with swapped shares left and right of a split.
+
+    Attributes:
+        split: how many places lie left of it.
+        share: the second parent's on the left, from 0 to 1; on the right it is the first's.
+    """
+
+    first: Genome
+    second: Genome
+    split: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Handover:
+    """What one algorithm leaves to the next.
+
+    Attributes:
+        genomes: what it would go on with, best first; may be empty.
+        spreads: the distributions that it works with, if any: one, or one for each island.
+    """
+
+    genomes: tuple[Genome, ...]
+    spreads: tuple[Distribution, ...] = ()
 
 
 class Algorithm(ABC):
@@ -56,9 +92,11 @@ class Algorithm(ABC):
     replay; no state is ever saved.
 
     Attributes:
-        population: genomes per generation.
+        population: genomes of the next generation; 0 if there is nothing left to ask.
+        reads_items: whether it asks for `Evaluation.items`.
     """
 
+    reads_items: ClassVar[bool] = False
     population: int
     _asked: tuple[Genome, ...] | None = None
 
@@ -92,9 +130,18 @@ class Algorithm(ABC):
         self._learn(evaluations)
         self._asked = None
 
+    @property
+    def lineage(self) -> tuple[Crossing | None, ...]:
+        """Where each genome of the generation asked last comes from; empty if this algorithm does not cross."""
+        return ()
+
     @abstractmethod
     def answer(self) -> tuple[Genome, ...]:
         """What to confirm if the search ended now, best first; distinct, and empty when nothing was told."""
+
+    def handover(self) -> Handover:
+        """What another algorithm would need to go on from here."""
+        return Handover(genomes=self.answer())
 
     @abstractmethod
     def _propose(self) -> tuple[Genome, ...]:
@@ -105,67 +152,45 @@ class Algorithm(ABC):
         """Take in one generation, which is complete and in order; must not change its argument."""
 
 
-def build_algorithm(
-    config: AlgorithmConfig,
-    *,
-    space: SearchSpace,
-    weights: tuple[float, ...],
-    seed: int,
-    earlier: Sequence[Evaluation] = (),
-) -> Algorithm:
-    """The algorithm that a configuration describes; imports the library behind it only now.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """What an algorithm is built for.
 
-    Args:
-        config: the `algorithm` of an experiment.
+    Attributes:
         space: gives the genes and the start.
         weights: one per objective, positive; their share in the mean that single-objective algorithms optimize.
         seed: seed of the run.
         earlier: what another run over the same genes found, for a warm start; empty for none.
+        handover: what a stage over fewer genes left, in these genes; None for none.
+    """
+
+    space: SearchSpace
+    weights: tuple[float, ...]
+    seed: int
+    earlier: Sequence[Evaluation] = ()
+    handover: Handover | None = None
+
+    @property
+    def objectives(self) -> int:
+        """Number of costs of each genome."""
+        return len(self.weights)
+
+    @property
+    def seeds(self) -> tuple[Genome, ...]:
+        """Genomes that the space knows, such as each expert alone; where it knows fewer than two, random ones."""
+        known: tuple[Genome, ...] = getattr(self.space, "seeds", ())
+        rows = stream(self.seed, "seeds").random((4, len(self.space.genes))).tolist()
+        return known if len(known) > 1 else tuple(Genome(tuple(row)) for row in rows)
+
+
+def build_algorithm(config: AlgorithmConfig, problem: Problem) -> Algorithm:
+    """The algorithm that a configuration describes; imports the library behind it only now.
 
     Raises:
-        ValueError: an algorithm that cannot take these genes or objectives, or fewer than `FEWEST_EARLIER` evaluations.
+        ValueError: an algorithm that cannot take these genes or objectives, or a warm start from fewer than
+            `FEWEST_EARLIER` evaluations.
     """
-    if misfit := config.misfit(len(weights), len(space.genes)):
+    if misfit := config.misfit(problem.objectives, len(problem.space.genes)):
         raise ValueError(misfit)
-    match config.kind:
-        case "cma" | "sep_cma":
-            from evomerge.population.cma import Cma, learned_from
-
-            return Cma(
-                start=space.start,
-                weights=weights,
-                population=config.population,
-                sigma=config.sigma,
-                seed=seed,
-                diagonal=config.kind == "sep_cma",
-                lr_adapt=config.kind == "cma" and config.lr_adapt,
-                learned=learned_from(earlier, weights) if earlier else None,
-            )
-        case "cat_cma":
-            from evomerge.population.cat_cma import CatCma
-
-            return CatCma(
-                genes=space.genes, weights=weights, population=config.population, sigma=config.sigma, seed=seed
-            )
-        case "islands":
-            from evomerge.population.islands import Islands
-
-            return Islands(
-                start=space.start, objectives=len(weights), population=config.population, sigma=config.sigma, seed=seed
-            )
-        case "nsga2" | "nsga3" | "sms_emoa" | "map":
-            from evomerge.population import amortized, genetic
-
-            kinds: dict[str, type[genetic.Genetic | amortized.Map]] = {
-                "nsga2": genetic.Nsga2,
-                "nsga3": genetic.Nsga3,
-                "sms_emoa": genetic.SmsEmoa,
-                "map": amortized.Map,
-            }
-            return kinds[config.kind](
-                start=space.start, objectives=len(weights), population=config.population, seed=seed
-            )
-        case "random":
-            from evomerge.population.random_search import RandomSearch
-
-            return RandomSearch(genes=len(space.genes), population=config.population, seed=seed)
+    algorithm: Algorithm = config.built(problem)
+    return algorithm

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import cmaes
 import numpy as np
 
-from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.base import Algorithm, Evaluation, Problem
 from evomerge.population.latent import Floats, to_genome, to_latent, weighted_mean
 from evomerge.rng import derive_seed
 from evomerge.spaces import Gene, Genome
 
-__all__ = ["CatCma"]
+if TYPE_CHECKING:
+    from evomerge.config import CatCmaConfig
+
+__all__ = ["CatCma", "build"]
 
 _WIDEST = 1.0
 """Standard deviation at which samples are spread over more than one fold of the sine, so that costs say nothing."""
@@ -118,3 +121,14 @@ def _recombination(population: int) -> Floats:
     raw = np.array([math.log((population + 1) / 2) - math.log(i + 1) for i in range(population // 2)])
     shares: Floats = raw / raw.sum()
     return shares
+
+
+def build(config: CatCmaConfig, problem: Problem) -> CatCma:
+    """As the configuration describes it."""
+    return CatCma(
+        genes=problem.space.genes,
+        weights=problem.weights,
+        population=config.population,
+        sigma=config.sigma,
+        seed=problem.seed,
+    )

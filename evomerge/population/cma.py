@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import cmaes
 import numpy as np
 
-from evomerge.population.base import FEWEST_EARLIER, Algorithm, Evaluation
-from evomerge.population.latent import Floats, to_genome, to_latent, weighted_mean
+from evomerge.population.base import FEWEST_EARLIER, Algorithm, Evaluation, Handover, Problem
+from evomerge.population.latent import Distribution, Floats, to_genome, to_latent, weighted_mean
 from evomerge.rng import derive_seed
 from evomerge.spaces import Genome
 
-__all__ = ["Cma", "Distribution", "learned_from"]
+if TYPE_CHECKING:
+    from evomerge.config import CmaConfig, SepCmaConfig
+
+__all__ = ["Cma", "build", "learned_from"]
 
 _WIDEST = 1.0
 """Standard deviation at which samples are spread over more than one fold of the sine, so that costs say nothing."""
@@ -24,21 +26,6 @@ _WIDEST_ADAPTED = 0.4
 
 _BROADENING = 0.1
 """Standard deviation around each of the earlier genomes that say where to begin."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Distribution:
-    """A Gaussian in latent space.
-
-    Attributes:
-        mean: `(d,)`.
-        sigma: step size.
-        covariance: `(d, d)`, of determinant 1; None for the unit matrix.
-    """
-
-    mean: Floats
-    sigma: float
-    covariance: Floats | None = None
 
 
 def learned_from(evaluations: Sequence[Evaluation], weights: tuple[float, ...]) -> Distribution:
@@ -80,7 +67,7 @@ class Cma(Algorithm):
         diagonal: keep variances only (Ros and Hansen 2008, sep-CMA-ES): a generation costs O(d), and less is learned.
         lr_adapt: let learning rates follow the signal-to-noise ratio (Nomura et al. 2023); not with `diagonal`.
         learned: a first distribution that takes the place of `start` and, until a restart, of `sigma`; its covariance
-            is left out with `diagonal`.
+            counts by its diagonal with `diagonal`.
     """
 
     def __init__(
@@ -113,6 +100,12 @@ class Cma(Algorithm):
     def mean(self) -> Floats:
         """`(d,)`: mean of the distribution, in latent space."""
         return self._mean
+
+    def handover(self) -> Handover:
+        """See `Algorithm.handover`; with the distribution."""
+        full = self._optimizer._C if not self._diagonal else np.diag(np.asarray(self._optimizer._C))
+        spread = Distribution(mean=self._mean, sigma=float(self._optimizer._sigma), covariance=np.array(full))
+        return Handover(genomes=self.answer(), spreads=(spread,))
 
     def invite(self, guest: Evaluation) -> None:
         """Let a better genome from elsewhere take the place of the worst, once, in the coming `tell`.
@@ -163,5 +156,23 @@ class Cma(Algorithm):
         seed = derive_seed(self._seed, "cma", self._restarts) & 0xFFFFFFFF  # all that a RandomState takes
         common = {"mean": first.mean.copy(), "sigma": first.sigma, "population_size": self.population, "seed": seed}
         if self._diagonal:
-            return cmaes.SepCMA(**common)
+            optimizer = cmaes.SepCMA(**common)
+            if first.covariance is not None:
+                optimizer._C = np.diag(first.covariance).copy()  # the library takes none
+            return optimizer
         return cmaes.CMA(**common, cov=first.covariance, lr_adapt=self._lr_adapt)
+
+
+def build(config: CmaConfig | SepCmaConfig, problem: Problem) -> Cma:
+    """Full or diagonal, by the configuration's kind."""
+    left = next(iter(problem.handover.spreads), None) if problem.handover else None
+    return Cma(
+        start=problem.space.start,
+        weights=problem.weights,
+        population=config.population,
+        sigma=config.sigma,
+        seed=problem.seed,
+        diagonal=config.kind == "sep_cma",
+        lr_adapt=config.kind == "cma" and config.lr_adapt,
+        learned=learned_from(problem.earlier, problem.weights) if problem.earlier else left,
+    )

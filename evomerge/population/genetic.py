@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from math import comb
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from pymoo.algorithms.moo.nsga3 import NSGA3, ReferenceDirectionSurvival, comp_b
 from pymoo.algorithms.moo.sms import SMSEMOA, LeastHypervolumeContributionSurvival, cv_and_dom_tournament
 from pymoo.core.duplicate import DefaultDuplicateElimination
 from pymoo.core.population import Population
-from pymoo.core.problem import Problem
+from pymoo.core.problem import Problem as BoxedProblem
 from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
@@ -23,11 +23,14 @@ from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.util.ref_dirs import get_reference_directions
 
 from evomerge.pareto import shortlist
-from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.base import Algorithm, Evaluation, Handover, Problem
 from evomerge.rng import derive_seed, stream
 from evomerge.spaces import Genome
 
-__all__ = ["Nsga2", "Nsga3", "SmsEmoa"]
+if TYPE_CHECKING:
+    from evomerge.config import Nsga2Config, Nsga3Config, SmsEmoaConfig
+
+__all__ = ["Nsga2", "Nsga3", "SmsEmoa", "build"]
 
 _NEAR = 0.1
 """Standard deviation, as a share of each gene's range, of first genomes that lie near the start."""
@@ -44,25 +47,28 @@ class Genetic(Algorithm):
         objectives: number of costs of each genome.
         population: genomes per generation.
         seed: seed of the run.
+        first: genomes that the first generation holds instead, as many as fit.
     """
 
     _name: ClassVar[str]
     """Names its random streams."""
 
-    def __init__(self, *, start: Genome, objectives: int, population: int, seed: int) -> None:
+    def __init__(
+        self, *, start: Genome, objectives: int, population: int, seed: int, first: Sequence[Genome] = ()
+    ) -> None:
         self.population = population
         self._seed = seed
         self._generation = 0
         self._optimizer = self._optimizer_for(
             objectives,
             pop_size=population,
-            sampling=self._first_generation(start),
+            sampling=self._first_generation(start, first),
             mutation=PM(eta=20),
             eliminate_duplicates=DefaultDuplicateElimination(),
             output=None,
             seed=derive_seed(seed, self._name),
         )
-        self._optimizer.setup(Problem(n_var=len(start), n_obj=objectives, xl=0.0, xu=1.0))
+        self._optimizer.setup(BoxedProblem(n_var=len(start), n_obj=objectives, xl=0.0, xu=1.0))
         self._optimizer.termination = NoTermination()
 
     @abstractmethod
@@ -75,6 +81,11 @@ class Genetic(Algorithm):
             return ()
         genomes, costs = self._optimizer.pop.get("X"), self._optimizer.pop.get("F")
         return tuple(dict.fromkeys(Genome(tuple(genomes[i])) for i in shortlist(costs)))
+
+    def handover(self) -> Handover:
+        """See `Algorithm.handover`: the population, its front first."""
+        everyone = [] if self._generation == 0 else [Genome(tuple(row)) for row in self._optimizer.pop.get("X")]
+        return Handover(genomes=tuple(dict.fromkeys([*self.answer(), *everyone])))
 
     def _propose(self) -> tuple[Genome, ...]:
         offspring = self._optimizer.ask()
@@ -92,12 +103,14 @@ class Genetic(Algorithm):
             self._optimizer.tell(infills=Population.new("X", genomes, "F", costs))
         self._generation += 1
 
-    def _first_generation(self, start: Genome) -> NDArray[np.float64]:
+    def _first_generation(self, start: Genome, first: Sequence[Genome]) -> NDArray[np.float64]:
         random = stream(self._seed, f"{self._name} first generation")
         rows = random.random((self.population, len(start)))
         near = 1 + self.population // 4
         rows[:near] = np.clip(start.values + _NEAR * random.standard_normal((near, len(start))), 0.0, 1.0)
         rows[0] = start.values
+        for row, genome in zip(rows, first, strict=False):
+            row[:] = genome.values
         return rows
 
 
@@ -166,3 +179,15 @@ def _directions(objectives: int, most: int) -> NDArray[np.float64]:
         return np.full((1, objectives), 1.0 / objectives)
     lattice: NDArray[np.float64] = get_reference_directions("das-dennis", objectives, n_partitions=steps)
     return lattice
+
+
+def build(config: Nsga2Config | Nsga3Config | SmsEmoaConfig, problem: Problem) -> Genetic:
+    """The one of the configuration's kind."""
+    kinds: dict[str, type[Genetic]] = {"nsga2": Nsga2, "nsga3": Nsga3, "sms_emoa": SmsEmoa}
+    return kinds[config.kind](
+        start=problem.space.start,
+        objectives=problem.objectives,
+        population=config.population,
+        seed=problem.seed,
+        first=problem.handover.genomes if problem.handover else (),
+    )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import final
+from itertools import pairwise, zip_longest
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from evomerge.pareto import nondominated, shortlist
-from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.base import Algorithm, Evaluation, Handover, Problem
 from evomerge.population.cma import Cma
-from evomerge.population.latent import Floats, to_genome
+from evomerge.population.latent import Distribution, Floats, to_genome
 from evomerge.rng import derive_seed
 from evomerge.spaces import Genome
 
-__all__ = ["Islands"]
+if TYPE_CHECKING:
+    from evomerge.config import IslandsConfig
+
+__all__ = ["Islands", "build"]
 
 _AUGMENTATION = 0.05
 """What the sum of all objectives counts beside an island's own aim, so that none is given up for nothing."""
@@ -42,9 +45,19 @@ class Islands(Algorithm):
         population: genomes per generation, shared as evenly as can be.
         sigma: first step size as a share of each gene's range.
         seed: seed of the run.
+        learned: first distributions of the first islands, in place of start and sigma.
     """
 
-    def __init__(self, *, start: Genome, objectives: int, population: int, sigma: float, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        start: Genome,
+        objectives: int,
+        population: int,
+        sigma: float,
+        seed: int,
+        learned: Sequence[Distribution] = (),
+    ) -> None:
         self.population = population
         self._aims: Floats = np.vstack([np.full((1, objectives), 1.0 / objectives), np.eye(objectives)])
         bounds = np.linspace(0, population, len(self._aims) + 1).round().astype(int)
@@ -57,10 +70,16 @@ class Islands(Algorithm):
                 sigma=sigma,
                 seed=derive_seed(seed, "island", number),
                 diagonal=True,
+                learned=first,
             )
-            for number, place in enumerate(self._places)
+            for number, (place, first) in enumerate(zip_longest(self._places, learned[: len(self._places)]))
         ]
         self._last: Sequence[Evaluation] = ()
+
+    def handover(self) -> Handover:
+        """See `Algorithm.handover`; with the islands' distributions."""
+        spreads = (spread for island in self._islands for spread in island.handover().spreads)
+        return Handover(genomes=self.answer(), spreads=tuple(spreads))
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
@@ -94,3 +113,15 @@ def _distances(costs: Floats, aims: Floats) -> Floats:
     gaps = (costs - front.min(axis=0)) / np.where(span > 1e-12, span, 1.0)
     distances: Floats = (gaps[:, None, :] * aims).max(axis=2) + _AUGMENTATION * gaps.sum(axis=1, keepdims=True)
     return distances
+
+
+def build(config: IslandsConfig, problem: Problem) -> Islands:
+    """As the configuration describes it."""
+    return Islands(
+        start=problem.space.start,
+        objectives=problem.objectives,
+        population=config.population,
+        sigma=config.sigma,
+        seed=problem.seed,
+        learned=problem.handover.spreads if problem.handover else (),
+    )

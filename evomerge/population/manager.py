@@ -9,10 +9,10 @@ Scores are higher-better, costs lower-better. Knows nothing of why a candidate f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
-from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.base import Algorithm, Crossing, Evaluation, Item
 from evomerge.spaces import Genome
 
 __all__ = ["PopulationManager"]
@@ -66,6 +66,16 @@ class PopulationManager:
         """How many generations were told."""
         return self._generation
 
+    @property
+    def reads_items(self) -> bool:
+        """Whether the algorithm learns from single items."""
+        return self._algorithm.reads_items
+
+    @property
+    def lineage(self) -> tuple[Crossing | None, ...]:
+        """Where each genome of the generation asked last comes from; empty if the algorithm does not cross."""
+        return self._algorithm.lineage
+
     def ask(self) -> tuple[Genome, ...]:
         """The next generation.
 
@@ -83,13 +93,20 @@ class PopulationManager:
         """
         self._observe(scores)
 
-    def tell(self, scores: Sequence[Scores | None], violations: Sequence[float] | None = None) -> None:
+    def tell(
+        self,
+        scores: Sequence[Scores | None],
+        violations: Sequence[float] | None = None,
+        items: Sequence[Mapping[Item, float]] | None = None,
+    ) -> None:
         """Scores of the generation that was asked, in the order asked; None for a candidate that failed.
 
         Args:
             scores: higher is better.
             violations: for each candidate how far it is from keeping the constraints, 0 if it keeps them; None if all
                 do. A candidate that fails has any.
+            items: for each candidate the score of each item that it was asked, higher is better; None where nobody
+                reads them. What a candidate that failed or breaks a constraint answered is not passed on.
 
         Raises:
             RuntimeError: nothing was asked.
@@ -99,12 +116,16 @@ class PopulationManager:
             raise RuntimeError("tell() was called without ask(); ask() for a generation first")
         if len(scores) != len(self._asked):
             raise ValueError(f"expected the scores of {len(self._asked)} candidates, as asked; got {len(scores)}")
-        told = list(zip(self._asked, scores, violations or [0.0] * len(scores), strict=True))
+        broken = violations or [0.0] * len(scores)
+        answered = items or [{}] * len(scores)
         self._observe(scores)
         self._algorithm.tell(
-            [Evaluation(genome=genome, costs=self._costs(score, broken)) for genome, score, broken in told]
+            [
+                Evaluation(genome=genome, costs=self._costs(score, by), items={} if score is None or by else answers)
+                for genome, score, by, answers in zip(self._asked, scores, broken, answered, strict=True)
+            ]
         )
-        self._failed |= {genome for genome, score, _ in told if score is None}
+        self._failed |= {genome for genome, score in zip(self._asked, scores, strict=True) if score is None}
         self._asked = ()
         self._generation += 1
 

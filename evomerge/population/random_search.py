@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from evomerge.pareto import shortlist
-from evomerge.population.base import Algorithm, Evaluation
+from evomerge.population.base import Algorithm, Evaluation, Problem
 from evomerge.rng import stream
 from evomerge.spaces import Genome
 
-__all__ = ["RandomSearch"]
+if TYPE_CHECKING:
+    from evomerge.config import RandomConfig
+
+__all__ = ["RandomSearch", "build"]
 
 
 @final
@@ -43,3 +46,8 @@ class RandomSearch(Algorithm):
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
         self._told.extend(evaluations)
         self._generation += 1
+
+
+def build(config: RandomConfig, problem: Problem) -> RandomSearch:
+    """As the configuration describes it."""
+    return RandomSearch(genes=len(problem.space.genes), population=config.population, seed=problem.seed)

@@ -43,6 +43,7 @@ def as_linear(recipe: Recipe) -> Recipe:
         base=None,
         sources=recipe.sources,
         parameters=(("weight", Field.of(rows)),),
+        path=recipe.path,
         dtype=recipe.dtype,
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, get_args
 
 __all__ = ["DEPTH_ROLES", "EDGE_ROLES", "ROLES", "Field", "Role"]
@@ -17,10 +18,8 @@ EDGE_ROLES: tuple[Role, ...] = ("embed", "head")
 """Roles outside the layers; `head` is the output projection and the final norm."""
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"a recipe holds finite numbers; got {value}")
-    return float(value) + 0.0  # + 0.0 turns -0.0 into 0.0
+def _plain(row: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple([float(value) + 0.0 for value in row])  # + 0.0 turns -0.0 into 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,14 @@ class Field:
             raise ValueError(f"a field needs equal depths and widths, at least 1; got depths {depths}, widths {widths}")
         if any(len(self.rows[ROLES.index(role)]) != 1 for role in EDGE_ROLES):
             raise ValueError(f"roles {EDGE_ROLES} lie outside the layers and have one row each")
-        finite = tuple(tuple(tuple(_finite(v) for v in row) for row in role) for role in self.rows)
-        object.__setattr__(self, "rows", finite)
+        if not all(map(math.isfinite, chain.from_iterable(chain.from_iterable(self.rows)))):
+            raise ValueError(f"a recipe holds finite numbers; got {self.rows}")
+        object.__setattr__(self, "rows", self._each(_plain))
+
+    def _each(self, of: Callable[[tuple[float, ...]], tuple[float, ...]]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+        """A function of every row, computed once for equal ones: fields repeat themselves over depth and roles."""
+        known = {row: of(row) for role in self.rows for row in dict.fromkeys(role)}
+        return tuple(tuple([known[row] for row in role]) for role in self.rows)
 
     @classmethod
     def constant(cls, values: Sequence[float], layers: int) -> Field:
@@ -65,7 +70,8 @@ class Field:
 
     def rounded(self, decimals: int) -> Field:
         """The same with so many places behind the point."""
-        return Field(tuple(tuple(tuple(round(v, decimals) for v in row) for row in role) for role in self.rows))
+        rows = self._each(lambda row: tuple([round(v, decimals) for v in row]))
+        return self if rows == self.rows else Field(rows)
 
     @property
     def layers(self) -> int:

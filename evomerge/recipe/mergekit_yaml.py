@@ -19,6 +19,7 @@ import yaml
 from evomerge.recipe.averaging import as_linear
 from evomerge.recipe.field import Field, Role
 from evomerge.recipe.mergekit_methods import METHOD_OF, Switch
+from evomerge.recipe.mergekit_slices import path_reasons, slices_of
 from evomerge.recipe.operators import OPERATORS
 from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.transform_table import variant_name
@@ -45,6 +46,11 @@ class NamedTensor(Protocol):
 def inexpressible(recipe: Recipe) -> list[str]:
     """What of a recipe mergekit cannot reproduce, one line each; empty if its weights will be the same."""
     recipe = as_linear(recipe)
+    routing = path_reasons(recipe)
+    return [] if recipe.path and not routing else [*routing, *_inexpressible_merge(recipe)]
+
+
+def _inexpressible_merge(recipe: Recipe) -> list[str]:
     transformed = [f"{variant}: it has no transforms" for variant in recipe.variants if variant not in recipe.sources]
     if recipe.operator not in METHOD_OF:
         return [*transformed, f"{recipe.operator}: it has no such method"]
@@ -90,7 +96,23 @@ def to_mergekit(
         KeyError: a model without a path.
     """
     recipe, comments = as_linear(recipe), [*inexpressible(recipe), *notes]
-    filters = _Filters(tensors)
+    routes = recipe.path and not path_reasons(recipe)
+    config = {
+        **(_passthrough(recipe, paths) if routes else _merge(recipe, paths, _Filters(tensors))),
+        **({} if tokenizer is None else {"tokenizer_source": paths[tokenizer]}),
+        "dtype": "float32",
+        "out_dtype": recipe.dtype,
+    }
+    lines = [f"# not reproducible with mergekit: {reason}\n" for reason in comments]
+    return "".join(lines) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def _passthrough(recipe: Recipe, paths: Mapping[str, str]) -> dict[str, Any]:
+    return {"merge_method": "passthrough", "slices": slices_of(recipe, paths)}
+
+
+def _merge(recipe: Recipe, paths: Mapping[str, str], filters: _Filters) -> dict[str, Any]:
+    """Method, models and parameters of a recipe's own merge."""
     shared: dict[str, Any] = {name: filters.setting(recipe.parameter(name), 0) for name in _names(recipe, "shared")}
     models = [
         {
@@ -99,17 +121,12 @@ def to_mergekit(
         }
         for source, model in enumerate(recipe.sources)
     ]
-    config = {
+    return {
         "merge_method": METHOD_OF[recipe.operator].name if recipe.operator in METHOD_OF else recipe.operator,
         **({} if recipe.base is None else {"base_model": paths[recipe.base]}),
         "models": [{key: value for key, value in model.items() if value} for model in models],
         "parameters": shared | _switches(recipe),
-        **({} if tokenizer is None else {"tokenizer_source": paths[tokenizer]}),
-        "dtype": "float32",
-        "out_dtype": recipe.dtype,
     }
-    lines = [f"# not reproducible with mergekit: {reason}\n" for reason in comments]
-    return "".join(lines) + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def _is_one(field: Field) -> bool:

@@ -15,6 +15,8 @@ __all__ = ["SPARSE_OPERATORS"]
 _FULL_WEIGHT = replace(WEIGHT, default=1.0)  # what is averaged over the agreeing sources needs no 1 / K
 _SHARE = Parameter(scope="shared", minimum=0.0, maximum=1.0, low=0.1, high=1.0, default=1.0)
 
+_CHANCE = replace(DENSITY, decimals=4)
+"""Density of a random mask, of which there are 10,000 (see `merging.masks`)."""
 _GAMMA = replace(DENSITY, low=0.0, high=0.05, default=0.01)
 """Share of the largest changes that are dropped as outliers."""
 _WINDOW = replace(DENSITY, maximum=0.5, low=0.0, high=0.3, default=0.15)
@@ -56,7 +58,7 @@ SPARSE_OPERATORS = (
     ),
     Operator(
         name="dare_linear",
-        parameters={"weight": WEIGHT, "density": DENSITY, "lambda": LAMBDA},
+        parameters={"weight": WEIGHT, "density": _CHANCE, "lambda": LAMBDA},
         options={"rescale": _RESCALE, "normalize": _NORMALIZE},
         presets={
             "paper": {"rescale": "inverse", "normalize": False},
@@ -68,7 +70,7 @@ SPARSE_OPERATORS = (
     ),
     Operator(
         name="dare_ties",
-        parameters={"weight": _FULL_WEIGHT, "density": DENSITY, "lambda": LAMBDA},
+        parameters={"weight": _FULL_WEIGHT, "density": _CHANCE, "lambda": LAMBDA},
         options={"rescale": _RESCALE, "vote": _VOTE, "aggregate": _AGGREGATE},
         presets={
             "paper": {"rescale": "inverse", "vote": "unweighted", "aggregate": "mean"},
@@ -96,7 +98,7 @@ SPARSE_OPERATORS = (
     ),
     Operator(
         name="della_linear",
-        parameters={"weight": WEIGHT, "density": DENSITY, "epsilon": _WINDOW, "lambda": LAMBDA},
+        parameters={"weight": WEIGHT, "density": _CHANCE, "epsilon": _WINDOW, "lambda": LAMBDA},
         options={"rank": _RANK, "rescale": _RESCALE, "normalize": _NORMALIZE},
         presets={
             "paper": {"rank": "row", "rescale": "inverse", "normalize": False},
@@ -108,7 +110,7 @@ SPARSE_OPERATORS = (
     ),
     Operator(
         name="della",
-        parameters={"weight": _FULL_WEIGHT, "density": DENSITY, "epsilon": _WINDOW, "lambda": LAMBDA},
+        parameters={"weight": _FULL_WEIGHT, "density": _CHANCE, "epsilon": _WINDOW, "lambda": LAMBDA},
         options={"rank": _RANK, "rescale": _RESCALE, "vote": _VOTE, "aggregate": _AGGREGATE},
         presets={
             "paper": {"rank": "row", "rescale": "inverse", "vote": "unweighted", "aggregate": "mean"},

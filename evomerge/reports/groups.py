@@ -11,9 +11,11 @@ from typing import Literal
 
 from evomerge.reports.summary import Confirmation, Entry, Scores, Summary
 
-__all__ = ["BLUE", "Group", "Shape", "groups"]
+__all__ = ["COLORS", "Color", "Group", "Shape", "groups"]
 
-BLUE, ORANGE, GREEN, GREY = "#4c8fcc", "#d55e00", "#009e73", "#8c96a3"
+Color = Literal["searched", "front", "finalist", "anchor"]
+
+COLORS: dict[Color, str] = {"searched": "#8c96a3", "front": "#d55e00", "finalist": "#4c8fcc", "anchor": "#009e73"}
 
 Shape = Literal["circle", "diamond", "star"]
 
@@ -34,7 +36,7 @@ class Group:
     members: tuple[tuple[Entry, Scores], ...]
     confirmed: bool
     shape: Shape
-    color: str
+    color: Color
     size: int
     intervals: bool = True
     labels: bool = False
@@ -65,7 +67,7 @@ def _searched(summary: Summary) -> Group:
         members=_estimates(merged),
         confirmed=False,
         shape="circle",
-        color=GREY,
+        color="searched",
         size=6,
         intervals=False,
     )
@@ -73,9 +75,15 @@ def _searched(summary: Summary) -> Group:
 
 def _estimated_groups(summary: Summary) -> Iterator[Group]:
     front, anchors = _estimates(summary.finalists), _estimates(summary.anchors)
-    yield Group(name="front, estimated", members=front, confirmed=False, shape="circle", color=ORANGE, size=10)
+    yield Group(name="front, estimated", members=front, confirmed=False, shape="circle", color="front", size=10)
     yield Group(
-        name="anchors, estimated", members=anchors, confirmed=False, shape="diamond", color=GREEN, size=11, labels=True
+        name="anchors, estimated",
+        members=anchors,
+        confirmed=False,
+        shape="diamond",
+        color="anchor",
+        size=11,
+        labels=True,
     )
 
 
@@ -85,9 +93,15 @@ def _confirmed_groups(summary: Summary, confirmation: Confirmation) -> Iterator[
     others = [e for e in summary.finalists if e.id != confirmation.knee]
     front = _confirmations(e for e in others if e.id in confirmation.front)
     behind = _confirmations(e for e in others if e.id not in confirmation.front)
-    yield Group(name="finalists, confirmed", members=behind, confirmed=True, shape="circle", color=BLUE, size=9)
-    yield Group(name="front, confirmed", members=front, confirmed=True, shape="circle", color=ORANGE, size=11)
+    yield Group(name="finalists, confirmed", members=behind, confirmed=True, shape="circle", color="finalist", size=9)
+    yield Group(name="front, confirmed", members=front, confirmed=True, shape="circle", color="front", size=11)
     yield Group(
-        name="anchors, confirmed", members=anchors, confirmed=True, shape="diamond", color=GREEN, size=12, labels=True
+        name="anchors, confirmed",
+        members=anchors,
+        confirmed=True,
+        shape="diamond",
+        color="anchor",
+        size=12,
+        labels=True,
     )
-    yield Group(name="knee, confirmed", members=knee, confirmed=True, shape="star", color=ORANGE, size=17, labels=True)
+    yield Group(name="knee, confirmed", members=knee, confirmed=True, shape="star", color="front", size=17, labels=True)

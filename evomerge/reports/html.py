@@ -3,74 +3,109 @@
 from __future__ import annotations
 
 import json
+import shlex
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evomerge.fitness import MEAN
-from evomerge.reports.figures import Figure, front_cube, front_figures, history_figure, parallel_figure
-from evomerge.reports.heatmaps import Heatmap, heatmap, heatmap_figure
+from evomerge.reports.data import to_data
+from evomerge.reports.groups import COLORS, groups
 from evomerge.reports.pages import render_page, write_page
-from evomerge.reports.summarize import summarize
 from evomerge.reports.summary import Entry, Summary
-from evomerge.reports.words import difference, membership, number, objective_label, percent, span, verdict
-
-if TYPE_CHECKING:
-    from evomerge.runs import RunStore
+from evomerge.reports.verdict import verdict
+from evomerge.reports.words import difference, duration, membership, number, objective_label, percent, span
 
 __all__ = ["render", "write_report"]
 
+_SCRIPTS = (
+    "dom",
+    "heat",
+    "state",
+    "scatter",
+    "cube",
+    "chooser",
+    "recipes",
+    "lines",
+    "parallel",
+    "lineage",
+    "candidates",
+)
+"""In the order in which they need each other."""
 
-def write_report(store: RunStore, out: Path) -> Path:
+_MOST_TRIES = 500
+_MOST_NUMBERS = 20
+
+
+def write_report(summary: Summary, out: Path) -> Path:
     """Write the report of a run; the file is there whole or not at all.
 
     Raises:
-        MissingExtraError: plotly or Jinja2 is not installed.
+        MissingExtraError: Jinja2 is not installed.
         DiskError: the file cannot be written.
     """
-    return write_page(render(summarize(store)), out)
+    return write_page(render(summary), out)
 
 
 def render(summary: Summary) -> str:
     """The page of a summary.
 
     Raises:
-        MissingExtraError: plotly or Jinja2 is not installed.
+        MissingExtraError: Jinja2 is not installed.
     """
-    recipes = _recipes(summary)
     found = verdict(summary)
+    drawn = groups(summary)
     return render_page(
         "report.html.j2",
         {"number": number, "span": span, "difference": difference, "percent": percent},
         summary=summary,
         verdict=found,
         export=None if found.candidate is None else summary.export_command(found.candidate),
+        confirmed_items=_confirmed_items(summary),
+        worker_hours=duration(sum(summary.cost.seconds.values())),
         objectives=[objective_label(objective) for objective in summary.objectives],
+        pairs=[*combinations(range(len(summary.objectives)), 2)] or [("", 0)],
+        notable=_with_roles(summary, list(summary.anchors)),
         finalists=_with_roles(summary, [*summary.finalists, *summary.anchors]),
-        gains=_gains(summary),
+        gains=sorted(_gains(summary), key=lambda gain: gain["candidate"].id != found.candidate),
         named=set(summary.picks.values()) | {found.candidate},
-        recipes=recipes,
-        figures=_figures(summary, recipes),
+        groups=drawn,
+        colors=COLORS,
+        algorithm=summary.experiment["algorithm"]["kind"],
+        lineage=any(entry.parents for entry in summary.entries.values()),
+        failures=_failures(summary),
+        tries=summary.tries[-_MOST_TRIES:],
         config=json.dumps(summary.experiment, indent=2, default=str),
-        data=summary.to_data(),
+        data=to_data(summary),
+        page=_page(summary, found.candidate),
+        scripts=[f"{name}.js" for name in _SCRIPTS] if summary.knee is not None else ["dom.js"],
         MEAN=MEAN,
         membership=membership,
     )
 
 
-def _figures(summary: Summary, recipes: list[dict[str, Any]]) -> dict[str, Figure]:
-    """By the id of the element that each is drawn in."""
-    figures = {f"front-{index}": figure for index, figure in enumerate(front_figures(summary))}
-    others = {
-        "cube": front_cube(summary),
-        "history": history_figure(summary),
-        "parallel": parallel_figure(summary),
+def _page(summary: Summary, recommended: int | None) -> dict[str, Any]:
+    """What the scripts need beside the data: how candidates are drawn, and how they are called on a command line."""
+    drawn = ("name", "confirmed", "shape", "color", "size", "intervals", "labels")
+    marks = [
+        {name: getattr(group, name) for name in drawn} | {"ids": [entry.id for entry, _ in group.members]}
+        for group in groups(summary)
+    ]
+    return {
+        "groups": marks,
+        "labels": [objective_label(objective) for objective in summary.objectives],
+        "export": summary.export_command(-1).removesuffix("-1"),
+        "names": {candidate: shlex.quote(name) for name, candidate in reversed(summary.picks.items())},
+        "choice": summary.picks.get("knee") if recommended is None else recommended,
     }
-    figures |= {name: figure for name, figure in others.items() if figure is not None}
-    return figures | _heatmap_figures(recipes)
+
+
+def _confirmed_items(summary: Summary) -> int:
+    return max((e.confirmed.mean.items for e in summary.entries.values() if e.confirmed is not None), default=0)
 
 
 def _with_roles(summary: Summary, entries: list[Entry]) -> list[tuple[Entry, str]]:
-    """Each candidate once, with the names it goes by."""
+    """Each candidate once, with the names it goes by; those that have one come first."""
     unique = {entry.id: entry for entry in [*(summary.entries[i] for i in summary.picks.values()), *entries]}
     return [(entry, ", ".join(n for n, i in summary.picks.items() if i == entry.id)) for entry in unique.values()]
 
@@ -85,28 +120,18 @@ def _gains(summary: Summary) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _recipes(summary: Summary) -> list[dict[str, Any]]:
-    """Heat maps of the merged candidates that are worth a look; those that have a name come first."""
-    entries = _with_roles(summary, list(summary.finalists))
+def _failures(summary: Summary) -> list[dict[str, str]]:
+    """One row per reason, the most frequent first."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for failure in summary.failures:
+        rows.setdefault((failure.phase, failure.stage, failure.reason), []).append(failure.candidate)
     return [
-        {
-            "entry": entry,
-            "roles": roles,
-            "tables": {name: heatmap(entry.recipe, name) for name, _ in entry.recipe.parameters},
-        }
-        for entry, roles in entries
-        if entry.kind != "anchor"
+        {"phase": phase, "stage": stage, "reason": reason, "candidates": _listed(numbers)}
+        for (phase, stage, reason), numbers in sorted(rows.items(), key=lambda row: -len(row[1]))
     ]
 
 
-def _heatmap_figures(recipes: list[dict[str, Any]]) -> dict[str, Figure]:
-    """One figure per candidate and parameter; the colours of a parameter mean the same for all candidates."""
-    tables: dict[tuple[int, str], Heatmap] = {
-        (recipe["entry"].id, name): table for recipe in recipes for name, table in recipe["tables"].items()
-    }
-    figures = {}
-    for (candidate, name), table in tables.items():
-        values = [v for (_, other), t in tables.items() if other == name for row in t.values for v in row]
-        if not table.constant:
-            figures[f"heat-{candidate}-{name}"] = heatmap_figure(table, min(values), max(values))
-    return figures
+def _listed(numbers: list[int]) -> str:
+    shown = ", ".join(f"#{number}" for number in numbers[:_MOST_NUMBERS])
+    more = len(numbers) - _MOST_NUMBERS
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -14,7 +14,7 @@ import yaml
 
 from evomerge.fitness import MEAN
 from evomerge.reports.summary import Entry, Measure, Summary
-from evomerge.reports.words import difference, membership, number, objective_label, one_line, percent
+from evomerge.reports.words import difference, membership, number, objective_label, one_line, percent, span
 
 __all__ = ["model_card"]
 
@@ -51,7 +51,7 @@ def model_card(
 
 
 def _origin(entry: Entry, parents: Mapping[str, str]) -> str:
-    if len(parents) == 1:
+    if len(parents) == 1 and not entry.recipe.path:
         return f"{_listed(parents.values())} as it is: a model of the pool, which evomerge measured its merges against."
     return f"A merge of {_listed(parents.values())}, found by evomerge without training: {_text(entry.description)}."
 
@@ -101,6 +101,8 @@ def _results(summary: Summary, entry: Entry) -> Iterator[str]:
 
 
 def _row(name: str, measure: Measure) -> str:
+    if not measure.items:
+        return f"| {_text(name)} | {span(measure)} | exact | |"
     interval = f"{number(measure.low)} to {number(measure.high)}"
     return f"| {_text(name)} | {number(measure.mean)} | {interval} | {measure.items} |"
 

@@ -1,7 +1,7 @@
-"""Pages that need no network: data, figures, style and plotly's script are all inside one HTML file.
+"""Pages that need no network: data, style and scripts are all inside one HTML file.
 
-Everything that came from outside is escaped: by Jinja in the page, by `tojson` inside scripts, and by the figures for
-plotly. Knows nothing of what a page says.
+Everything that came from outside is escaped: by Jinja in the page, by `tojson` in data; scripts make text of it, never
+HTML. Knows nothing of what a page says.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ def render_page(template: str, filters: dict[str, Callable[..., str]], **content
     """A page from a template of this package.
 
     Raises:
-        MissingExtraError: plotly or Jinja2 is not installed.
+        MissingExtraError: Jinja2 is not installed.
     """
     jinja2 = require("jinja2", "report")
-    offline = require("plotly.offline", "report")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evomerge.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= filters
-    page: str = environment.get_template(template).render(**content, plotly=offline.get_plotlyjs())
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    page: str = environment.get_template(template).render(**content)
     return page
 
 

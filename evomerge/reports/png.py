@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import DiskError, require
-from evomerge.reports.groups import Group, groups
+from evomerge.reports.groups import COLORS, Group, groups
 from evomerge.reports.summary import Summary
 from evomerge.reports.words import objective_label
 
@@ -72,8 +72,8 @@ def _draw(axes: Axes, group: Group, first: int | None, second: int) -> None:
         label=group.name,
         fmt=_MARKERS[group.shape],
         markersize=group.size * 0.6,
-        color=group.color,
-        markerfacecolor=group.color if group.confirmed else "none",
+        color=COLORS[group.color],
+        markerfacecolor=COLORS[group.color] if group.confirmed else "none",
         elinewidth=0.7,
     )
     for (entry, _), x, y in zip(group.members if group.labels else (), xs, ys, strict=False):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from evomerge.merging.kinship import Kinship, Products
 from evomerge.recipe import DEPTH_ROLES, Role
-from evomerge.reports.heatmaps import Heatmap, heatmap_figure
 from evomerge.reports.pages import render_page, write_page
 from evomerge.reports.pool_tables import summary_lines
-from evomerge.reports.words import number, percent
+from evomerge.reports.words import percent
 
 __all__ = ["render_kinship", "write_kinship"]
 
@@ -26,7 +26,7 @@ def write_kinship(kinship: Kinship, name: str, out: Path) -> Path:
         out: the HTML file.
 
     Raises:
-        MissingExtraError: plotly or Jinja2 is not installed.
+        MissingExtraError: Jinja2 is not installed.
         OSError: the file cannot be written.
     """
     return write_page(render_kinship(kinship, name), out)
@@ -36,7 +36,7 @@ def render_kinship(kinship: Kinship, name: str) -> str:
     """The page of a pool.
 
     Raises:
-        MissingExtraError: plotly or Jinja2 is not installed.
+        MissingExtraError: Jinja2 is not installed.
     """
     tables = {
         "cosines": _cosines(kinship),
@@ -46,13 +46,25 @@ def render_kinship(kinship: Kinship, name: str) -> str:
     }
     return render_page(
         "pool.html.j2",
-        {"number": number},
+        {},
         name=name,
         lines=summary_lines(kinship),
         chance=percent(1 - 2.0 ** (1 - len(kinship.experts))),
-        tables=tables,
-        figures={key: heatmap_figure(table, *_RANGES.get(key, _range(table))) for key, table in tables.items()},
+        tables={key: asdict(table) | {"range": _RANGES.get(key, _range(table))} for key, table in tables.items()},
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heatmap:
+    """A table whose numbers are shown as colours.
+
+    Attributes:
+        values: `[row][column]`.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
 
 
 _RANGES = {"cosines": (-1.0, 1.0), "pairs": (-1.0, 1.0), "conflicts": (0.0, 1.0)}

@@ -7,66 +7,76 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from statistics import NormalDist, fmean
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from evomerge.config import Experiment
-from evomerge.errors import TaskError
-from evomerge.fitness import Estimate, Told, broken, confirm_front, mean_estimate, scores
-from evomerge.fitness.estimate import weights
-from evomerge.pareto import hypervolume, knee, nondominated
-from evomerge.reports.summary import (
-    Confirmation,
-    Cost,
-    Entry,
-    Failure,
-    Gain,
-    History,
-    Measure,
-    Objective,
-    Scores,
-    Summary,
-)
+from evomerge.errors import StoreError, TaskError
+from evomerge.fitness import Told, broken, with_costs
+from evomerge.pareto import knee, nondominated
+from evomerge.reports.chronicle import corner, curve, generations, items_of, tries, utilization
+from evomerge.reports.confirmed import confirmation
+from evomerge.reports.course import Cost, Curve, Failure, History
+from evomerge.reports.measures import believed_scores, measured_scores
+from evomerge.reports.summary import Entry, Objective, Summary
 from evomerge.reports.words import audit_words, describe, one_line
-from evomerge.runs import holder
+from evomerge.runs import experiment_of, holder
 
 if TYPE_CHECKING:
     from evomerge.config import ObjectiveConfig
-    from evomerge.outcome import Responses
-    from evomerge.runs import Candidate, RunStore
+    from evomerge.outcome import Answer, Phase
+    from evomerge.runs import Candidate, Result, RunStore
+    from evomerge.runs import Failure as Lost
 
 __all__ = ["summarize"]
 
-_Answers = Mapping[int, tuple["Responses", ...]]
-"""What candidates answered in one phase."""
+_Answers = Mapping[int, tuple["Answer", ...]]
+"""What candidates answered in one phase, and their costs."""
 
-_MARGIN = 0.1
-"""The hypervolume's reference lies this share of the anchors' range behind the worst anchor."""
+_PHASES: tuple[Phase, Phase] = ("search", "confirm")
 
 
-def summarize(store: RunStore) -> Summary:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """A run folder, read once.
+
+    Attributes:
+        searched, confirmed: what candidates answered, those left out that were given up.
+        entries: by candidate.
+        costs: by candidate that counts, one cost per objective, lower is better.
+    """
+
+    experiment: Experiment
+    objectives: tuple[Objective, ...]
+    candidates: Sequence[Candidate]
+    results: Sequence[Result]
+    failures: Sequence[Lost]
+    searched: _Answers
+    confirmed: _Answers
+    entries: Mapping[int, Entry]
+    costs: Mapping[int, Sequence[float]]
+
+
+def summarize(store: RunStore, random: RunStore | None = None) -> Summary:
     """What the run amounts to so far.
 
     Nothing is claimed for a run that has not finished: its summary holds estimates and no confirmation. Texts that came
     from outside (model names, reasons of failures) are put on one line and freed of control characters.
 
+    Args:
+        store: the run.
+        random: a random search over the same space, to compare the run's progress with.
+
     Raises:
-        StoreError: the run folder cannot be read.
+        StoreError: a run folder cannot be read, or `random` is no random search over the same space and items.
         TaskError: results that do not belong to the objectives.
     """
-    experiment = Experiment.model_validate(store.experiment)
-    objectives = tuple(_objective(o) for o in experiment.fitness.objectives)
-    searched, confirmed = store.responses("search"), store.responses("confirm")
-    entries = _entries(store.candidates(), searched, store.estimates(), confirmed, experiment)
-    costs = {
-        candidate: [o.cost(m.mean) for o, m in zip(objectives, estimated.each, strict=True)]
-        for candidate in _eligible(searched, entries)
-        if (estimated := entries[candidate].estimated) is not None
-    }
+    record = _read(store)
+    experiment, entries, costs = record.experiment, record.entries, record.costs
     front = tuple(sorted(list(costs)[index] for index in nondominated([*costs.values()])))
     finished = store.meta("state") == "finished"
+    attempts = store.attempts()
     return Summary(
         name=experiment.name,
         folder=str(store.folder),
@@ -74,18 +84,23 @@ def summarize(store: RunStore) -> Summary:
         created_at=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(store.manifest["created_at"])),
         seed=experiment.seed,
         level=experiment.fitness.confirm.level,
-        objectives=objectives,
+        objectives=record.objectives,
         entries=entries,
         front=front,
         knee=list(costs)[knee([*costs.values()])] if costs else None,
-        best={o.name: min(costs, key=lambda c: costs[c][k]) for k, o in enumerate(objectives)} if costs else {},
-        confirmation=_confirmation(entries, confirmed, experiment) if finished else None,
-        history=_history(entries, costs, objectives),
+        best={o.name: min(costs, key=lambda c: costs[c][k]) for k, o in enumerate(record.objectives)} if costs else {},
+        confirmation=confirmation(entries, record.confirmed, experiment) if finished else None,
+        history=_history(record, None if random is None else _comparable(record, random)),
+        generations=generations(
+            record.candidates, entries, front, [f.candidate for f in record.failures if f.phase == "search"]
+        ),
+        tries=tries(attempts),
+        utilization=utilization(attempts),
         failures=tuple(
             Failure(candidate=f.candidate, phase=f.phase, stage=f.stage, reason=one_line(f.reason))
-            for f in store.failures()
+            for f in record.failures
         ),
-        cost=_cost(store, experiment),
+        cost=_cost(store, record, Counter(attempt.status for attempt in attempts)),
         versions={**store.manifest["versions"], **_noted(store, "versions")},
         experiment=store.experiment,
         warnings=tuple(
@@ -93,6 +108,28 @@ def summarize(store: RunStore) -> Summary:
             for text in (*json.loads(store.meta("warnings") or "[]"), *_unconfirmed(entries, experiment, finished))
         ),
     )
+
+
+def _read(store: RunStore) -> _Record:
+    experiment = experiment_of(store)
+    objectives = tuple(_objective(o) for o in experiment.fitness.objectives)
+    candidates, results, failures = store.candidates(), store.results(), store.failures()
+    recipes = {candidate.id: candidate.recipe for candidate in candidates}
+    measured = experiment.fitness.measured
+    searched, confirmed = (
+        {i: with_costs(each, recipes[i], store.sizes, measured) for i, each in store.responses(phase).items()}
+        for phase in _PHASES
+    )
+    entries = _entries(store, candidates, searched, confirmed, experiment)
+    costs = {
+        candidate: [o.cost(m.mean) for o, m in zip(objectives, estimated.each, strict=True)]
+        for candidate in _eligible(searched, entries)
+        if (estimated := entries[candidate].estimated) is not None
+    }
+    return _Record(
+        experiment=experiment, objectives=objectives, candidates=candidates, results=results, failures=failures,
+        searched=searched, confirmed=confirmed, entries=entries, costs=costs,
+    )  # fmt: skip
 
 
 def _unconfirmed(entries: Mapping[int, Entry], experiment: Experiment, finished: bool) -> Iterator[str]:
@@ -120,23 +157,20 @@ def _state(store: RunStore) -> str:
 def _objective(config: ObjectiveConfig) -> Objective:
     return Objective(
         name=one_line(config.name),
-        task=one_line(config.task),
-        metric=one_line(config.metric),
+        task=one_line(", ".join(metric.task for metric in config.metrics)),
+        metric=one_line(config.cost or ", ".join(dict.fromkeys(metric.metric for metric in config.metrics))),
         goal=config.goal,
         weight=config.weight,
     )
 
 
 def _entries(
-    candidates: Sequence[Candidate],
-    searched: _Answers,
-    believed: Mapping[int, Mapping[str, Any]],
-    confirmed: _Answers,
-    experiment: Experiment,
+    store: RunStore, candidates: Sequence[Candidate], searched: _Answers, confirmed: _Answers, experiment: Experiment
 ) -> dict[int, Entry]:
-    estimates = {candidate: _scores(responses, experiment) for candidate, responses in searched.items()}
-    estimates |= {candidate: _told(Told(**told), experiment) for candidate, told in believed.items()}
-    confirmations = {candidate: _scores(responses, experiment) for candidate, responses in confirmed.items()}
+    believed, parents = store.estimates(), _noted(store, "lineage")
+    estimates = {candidate: measured_scores(answers, experiment) for candidate, answers in searched.items()}
+    estimates |= {candidate: believed_scores(Told(**told), experiment) for candidate, told in believed.items()}
+    confirmations = {candidate: measured_scores(answers, experiment) for candidate, answers in confirmed.items()}
     faults = _broken(candidates, {} if believed else searched, confirmed, experiment)
     limits = {
         number: f"constraints by {told['violation']:.3f}" for number, told in believed.items() if told["violation"]
@@ -153,6 +187,7 @@ def _entries(
             estimated=estimates.get(candidate.id),
             confirmed=confirmations.get(candidate.id),
             broken=faults.get(candidate.id, ()),
+            parents=tuple(parents.get(str(candidate.id), {}).get("parents", ())),
         )
         for candidate in candidates
     }
@@ -179,91 +214,44 @@ def _broken(
     return found
 
 
-def _scores(responses: tuple[Responses, ...], experiment: Experiment) -> Scores:
-    objectives, level = experiment.fitness.objectives, experiment.fitness.confirm.level
-    estimates = zip(objectives, scores(responses, objectives), strict=True)
-    return Scores(
-        mean=_measure(mean_estimate(responses, objectives), level),
-        each=tuple(_measure(estimate, level, minimized=o.goal == "min") for o, estimate in estimates),
-    )
-
-
-def _told(told: Told, experiment: Experiment) -> Scores:
-    """Estimates that a model of items made, objectives taken as independent."""
-    objectives, level = experiment.fitness.objectives, experiment.fitness.confirm.level
-    share = weights(objectives)
-    mean = float(share @ np.array(told.scores))
-    sd = float(np.sqrt(share**2 @ np.square(told.sds)))
-    triples = zip(objectives, told.scores, told.sds, strict=True)
-    return Scores(
-        mean=_believed(mean, sd, told.items, level),
-        each=tuple(_believed(score, sd, told.items, level, minimized=o.goal == "min") for o, score, sd in triples),
-    )
-
-
-def _believed(score: float, sd: float, items: int, level: float, *, minimized: bool = False) -> Measure:
-    half, sign = NormalDist().inv_cdf((1.0 + level) / 2.0) * sd, -1.0 if minimized else 1.0
-    return Measure(mean=sign * score, low=sign * score - half, high=sign * score + half, items=items)
-
-
-def _measure(estimate: Estimate, level: float, *, minimized: bool = False) -> Measure:
-    """Estimates are scores, higher is better; a minimized metric gets its own direction back here."""
-    low, high = estimate.interval(level)
-    if minimized:
-        return Measure(mean=-estimate.mean, low=-high, high=-low, items=estimate.items)
-    return Measure(mean=estimate.mean, low=low, high=high, items=estimate.items)
-
-
-def _confirmation(entries: Mapping[int, Entry], scored: _Answers, experiment: Experiment) -> Confirmation | None:
-    anchors = {entry.name: entry.id for entry in entries.values() if entry.kind == "anchor" and entry.id in scored}
-    if not scored:
-        return None
-    excluded = {candidate for candidate in scored if entries[candidate].broken}
-    found = confirm_front(scored, anchors, experiment.fitness.objectives, experiment.fitness.confirm.level, excluded)
-    return Confirmation(
-        front=tuple(found.members),
-        probability=dict(found.probability),
-        knee=found.knee,
-        best=dict(found.best),
-        gains=tuple(
-            Gain(
-                candidate=candidate,
-                anchor=anchors[label],
-                of=of,
-                measure=Measure(mean=d.mean, low=d.low, high=d.high, items=d.items),
-            )
-            for candidate, over in found.gains.items()
-            for label, differences in over.items()
-            for of, d in differences.items()
-        ),
-    )
-
-
-def _history(
-    entries: Mapping[int, Entry], costs: Mapping[int, Sequence[float]], objectives: Sequence[Objective]
-) -> History | None:
-    anchors = [cost for candidate, cost in costs.items() if entries[candidate].kind == "anchor"]
+def _history(record: _Record, random: _Record | None) -> History | None:
+    anchors = [cost for candidate, cost in record.costs.items() if record.entries[candidate].kind == "anchor"]
     if not anchors:
         return None
-    corner = [_behind(column) for column in zip(*anchors, strict=True)]
-    front: list[Sequence[float]] = []
-    volumes: list[float] = []
-    for cost in costs.values():  # in order of completion
-        candidates = [*front, cost]
-        front = [candidates[index] for index in nondominated(candidates)]
-        volumes.append(hypervolume(front, corner))
-    reference = tuple(o.cost(value) for o, value in zip(objectives, corner, strict=True))  # cost() undoes itself
-    return History(reference=reference, hypervolume=tuple(volumes))
+    reference = corner(anchors)
+    return History(
+        reference=tuple(o.cost(value) for o, value in zip(record.objectives, reference, strict=True)),  # undoes itself
+        curve=_curve(record, reference),
+        random=None if random is None else _curve(random, reference),
+    )
 
 
-def _behind(costs: Sequence[float]) -> float:
-    """A cost worse than all of these."""
-    worst, best = max(costs), min(costs)
-    return worst + _MARGIN * (worst - best or abs(worst) or 1.0)
+def _curve(record: _Record, reference: Sequence[float]) -> Curve:
+    return curve(record.costs, [result for result in record.results if result.phase == "search"], reference)
 
 
-def _cost(store: RunStore, experiment: Experiment) -> Cost:
-    results = store.results()
+def _comparable(record: _Record, store: RunStore) -> _Record:
+    """A random search, if it differs from the run in nothing else that its front depends on."""
+    other = _read(store)
+    if other.experiment.algorithm.kind != "random":
+        raise StoreError(
+            f"{store.folder}: expected a run with algorithm.kind: random to compare with; got "
+            f"{other.experiment.algorithm.kind}"
+        )
+    parts = ("pool", "space", "fitness")
+    differing = [part for part in parts if getattr(record.experiment, part) != getattr(other.experiment, part)]
+    if differing:
+        raise StoreError(
+            f"{store.folder}: expected a random search over the same pool, space and fitness; got another "
+            f"{' and '.join(differing)}; make one with: --set algorithm.kind=random"
+        )
+    if not other.costs:
+        raise StoreError(f"{store.folder}: expected a random search with scored candidates; got none")
+    return other
+
+
+def _cost(store: RunStore, record: _Record, attempts: Mapping[str, int]) -> Cost:
+    results = record.results
     computed = [result for result in results if result.cached_from is None]
     scored = {(result.candidate, result.phase) for result in results}
     seconds: Counter[str] = Counter()
@@ -275,10 +263,11 @@ def _cost(store: RunStore, experiment: Experiment) -> Cost:
         rewritten=fmean(shares) if shares else None,
         wall_seconds=_noted(store, "driver").get("wall_seconds", 0.0),
         evaluations=sum(phase == "search" for _, phase in scored),
-        budget=_noted(store, "budget").get("evaluations", experiment.budget.evaluations),
+        budget=_noted(store, "budget").get("evaluations", record.experiment.budget.evaluations),
         copied=len(results) - len(computed),
         confirmations=sum(phase == "confirm" for _, phase in scored),
-        items=sum(len(items) for result in computed for items in {r.task: r.items for r in result.responses}.values()),
-        attempts=dict(Counter(attempt.status for attempt in store.attempts())),
+        items=sum(items_of(result.responses) for result in computed),
+        attempts=dict(attempts),
         audit=audit_words(_noted(store, "audit")),
+        tokens=sum(result.tokens for result in computed),
     )

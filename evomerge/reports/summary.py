@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from evomerge.errors import StoreError
 from evomerge.recipe import Recipe
+from evomerge.reports.course import Cost, Failure, Generation, History, Try, Utilization
 
 __all__ = [
     "Confirmation",
-    "Cost",
     "Entry",
-    "Failure",
+    "Exchange",
     "Gain",
-    "History",
     "Measure",
     "Objective",
     "Scores",
@@ -29,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """One axis of the front: a metric of a task; `goal` says which way is better."""
+    """One axis of the front: metrics of tasks, or a cost, which has no task; `goal` says which way is better."""
 
     name: str
     task: str
@@ -49,7 +48,7 @@ class Measure:
     Attributes:
         mean: in the metric's own unit and direction; for the mean of the objectives higher is better.
         low, high: the interval at the run's confidence level.
-        items: how many items it rests on.
+        items: how many items it rests on; 0 for a cost, which is exact.
     """
 
     mean: float
@@ -82,6 +81,7 @@ class Entry:
         estimated: on items that steered the search; None when it was not scored on them.
         confirmed: on items that the search never saw.
         broken: the constraints that it breaks, in words; by its confirmation if there was one.
+        parents: the candidates that it was crossed from; empty where nobody recorded any.
     """
 
     id: int
@@ -93,6 +93,7 @@ class Entry:
     estimated: Scores | None = None
     confirmed: Scores | None = None
     broken: tuple[str, ...] = ()
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +112,24 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """Items that a candidate answers better, and worse, than a parent: both were asked them in the confirmation.
+
+    Attributes:
+        gained, lost: item numbers of the task.
+        items: how many both were asked.
+    """
+
+    candidate: int
+    anchor: int
+    task: str
+    metric: str
+    gained: tuple[int, ...]
+    lost: tuple[int, ...]
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Confirmation:
     """The front after re-scoring on unseen items.
 
@@ -120,6 +139,7 @@ class Confirmation:
         knee: the balanced member of the front.
         best: for each objective, the best member.
         gains: every finalist against every anchor.
+        exchanges: every finalist against every parent, by task and metric.
     """
 
     front: tuple[int, ...]
@@ -127,56 +147,7 @@ class Confirmation:
     knee: int
     best: Mapping[str, int]
     gains: tuple[Gain, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class History:
-    """Hypervolume of the estimated front after each evaluation.
-
-    Attributes:
-        reference: one value per objective, in its own unit.
-        hypervolume: one number per evaluation, in order of completion, anchors included.
-    """
-
-    reference: tuple[float, ...]
-    hypervolume: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """A candidate that got no score, for good."""
-
-    candidate: int
-    phase: str
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """What the run took.
-
-    Attributes:
-        seconds: worker seconds by stage.
-        rewritten: mean share of the live model's weights that a candidate had to write; None if no worker told.
-        wall_seconds: how long the drivers of this run were up; 0 until the first one ended.
-        evaluations: search results, against `budget`; copies of an equal recipe's result count.
-        copied: results that were taken over from an equal recipe.
-        confirmations, items: results on unseen items; item responses that were computed, copies left out.
-        attempts: number of attempts by status.
-        audit: what randomly drawn items said of the item banks, in words; empty without banks.
-    """
-
-    seconds: Mapping[str, float]
-    rewritten: float | None
-    wall_seconds: float
-    evaluations: int
-    budget: int
-    copied: int
-    confirmations: int
-    items: int
-    attempts: Mapping[str, int]
-    audit: str = ""
+    exchanges: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +160,9 @@ class Summary:
         entries: all candidates by id.
         front, knee, best: by search estimates alone; the knee is None when nothing was scored. See `confirmation`.
         confirmation: None until the run ended with its finalists re-scored on unseen items.
+        generations: what the algorithm did, by generation.
+        tries: attempts that brought no score.
+        utilization: None before the first attempt ended.
         warnings: why the result may be worth less than it looks.
     """
 
@@ -205,6 +179,9 @@ class Summary:
     best: Mapping[str, int]
     confirmation: Confirmation | None
     history: History | None
+    generations: tuple[Generation, ...]
+    tries: tuple[Try, ...]
+    utilization: Utilization | None
     failures: tuple[Failure, ...]
     cost: Cost
     versions: Mapping[str, str]
@@ -264,37 +241,3 @@ class Summary:
         """The command line that writes a candidate as a model; by its name (`knee`, ...) if it has one."""
         choice = next((name for name, pick in self.picks.items() if pick == candidate), str(candidate))
         return f"evomerge export {shlex.quote(self.folder)} --candidate {shlex.quote(choice)}"
-
-    def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON. Recipes are given for the finalists and anchors, and as digests for the others."""
-        shown = {entry.id for entry in (*self.anchors, *self.finalists)} | set(self.picks.values())
-        return {
-            "name": self.name,
-            "folder": self.folder,
-            "state": self.state,
-            "created_at": self.created_at,
-            "seed": self.seed,
-            "level": self.level,
-            "objectives": [asdict(objective) for objective in self.objectives],
-            "picks": self.picks,
-            "estimated": {"front": list(self.front), "knee": self.knee, "best": dict(self.best)},
-            "confirmed": None if self.confirmation is None else asdict(self.confirmation),
-            "candidates": [_entry_data(entry, entry.id in shown) for entry in self.entries.values()],
-            "history": None if self.history is None else asdict(self.history),
-            "warnings": list(self.warnings),
-            "failures": [asdict(failure) for failure in self.failures],
-            "cost": asdict(self.cost),
-            "versions": dict(self.versions),
-            "experiment": dict(self.experiment),
-        }
-
-
-def _entry_data(entry: Entry, with_recipe: bool) -> dict[str, Any]:
-    plain = {name: getattr(entry, name) for name in ("id", "name", "kind", "generation", "description", "broken")}
-    scores = {"estimated": _scores_data(entry.estimated), "confirmed": _scores_data(entry.confirmed)}
-    recipe = {"recipe": entry.recipe.to_data()} if with_recipe else {}
-    return plain | scores | {"digest": entry.recipe.digest} | recipe
-
-
-def _scores_data(scores: Scores | None) -> dict[str, Any] | None:
-    return None if scores is None else asdict(scores)

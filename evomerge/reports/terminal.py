@@ -11,7 +11,8 @@ from rich.text import Text
 
 from evomerge.fitness import MEAN
 from evomerge.reports.summary import Entry, Measure, Summary
-from evomerge.reports.words import difference, mean_words, membership, number, percent, verdict
+from evomerge.reports.verdict import verdict
+from evomerge.reports.words import difference, mean_words, membership, number, percent, span
 
 __all__ = ["print_status", "print_verdict"]
 
@@ -62,14 +63,15 @@ def _status_rows(summary: Summary) -> Iterable[tuple[str, str]]:
     yield "confirmed", f"{cost.confirmations} candidates on unseen items"
     yield "failed", str(len(summary.failures))
     yield "attempts", ", ".join(f"{count} {status}" for status, count in sorted(cost.attempts.items())) or "none"
+    yield "asked", f"{cost.items:,} items, {cost.tokens:,} tokens read and written"
     yield "wall time", f"{cost.wall_seconds:.1f} s"
     yield "worker time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in cost.seconds.items()) or "none"
     if cost.rewritten is not None:
         yield "weights rewritten", f"{100 * cost.rewritten:.0f} % of the model for a candidate, on average"
     if cost.audit:
         yield "audit", cost.audit
-    if summary.history is not None and summary.history.hypervolume:
-        yield "hypervolume", number(summary.history.hypervolume[-1])
+    if summary.history is not None:
+        yield "hypervolume", number(summary.history.curve.hypervolume[-1])
     for failure in summary.failures[-3:]:
         yield f"failed #{failure.candidate}", f"{failure.stage}: {failure.reason}"
 
@@ -117,6 +119,8 @@ def _cells(summary: Summary, entry: Entry, each: bool) -> Iterable[Text]:
 def _cell(measure: Measure | None) -> Text:
     if measure is None:
         return Text("-")
+    if not measure.items:
+        return Text(span(measure))
     half = max(measure.high - measure.mean, measure.mean - measure.low)
     return Text.assemble(number(measure.mean), (f"\n±{number(half)}", "dim"))
 

@@ -1,28 +1,28 @@
-"""Plain words: numbers, recipes and the verdict as people read them. Knows nothing of where they are shown."""
+"""Plain words: numbers, recipes and audits as people read them. Knows nothing of where they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from evomerge.fitness import MEAN
-from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Recipe
-from evomerge.reports.summary import Confirmation, Entry, Gain, Measure, Objective, Summary
+from evomerge.recipe import OPERATORS, Field, Recipe
+from evomerge.recipe.route import runs_of
+from evomerge.reports.summary import Entry, Measure, Objective, Summary
 
 __all__ = [
-    "Verdict",
     "audit_words",
     "describe",
     "difference",
+    "duration",
     "mean_words",
+    "means",
     "membership",
     "number",
     "objective_label",
     "one_line",
     "percent",
     "span",
-    "verdict",
 ]
 
 
@@ -37,17 +37,28 @@ def number(value: float) -> str:
 
 
 def span(measure: Measure) -> str:
-    """`0.712 [0.660, 0.764]`."""
+    """`0.712 [0.660, 0.764]`; of a cost, which is exact, `24`."""
+    if not measure.items:
+        return f"{measure.mean:.6g}"
     return f"{number(measure.mean)} [{number(measure.low)}, {number(measure.high)}]"
 
 
 def difference(measure: Measure) -> str:
-    """`+0.120 [+0.050, +0.190]`."""
+    """`+0.120 [+0.050, +0.190]`; of a cost, which is exact, `+4`."""
+    if not measure.items:
+        return f"{measure.mean:+.6g}"
 
     def signed(value: float) -> str:
         return ("+" if value >= 0 else "") + number(value)
 
     return f"{signed(measure.mean)} [{signed(measure.low)}, {signed(measure.high)}]"
+
+
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4.5 min`, `3.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def percent(level: float) -> str:
@@ -74,6 +85,9 @@ def _chance(probability: float) -> str:
 
 def describe(recipe: Recipe) -> str:
     """One line: the operator, options that differ from the publication's, and every parameter's mean, per source."""
+    if recipe.path:
+        runs = ", ".join(map(str, runs_of(recipe.path)))
+        return f"layers {runs}; the rest: {describe(replace(recipe, path=()))}"
     if len(recipe.models) == 1:
         return f"{recipe.models[0]} as it is"
     parameters = [
@@ -100,153 +114,18 @@ def _per_source(field: Field, sources: tuple[str, ...]) -> str:
     return " ".join(f"{source}={mean:.2f}" for source, mean in zip(sources, means, strict=True))
 
 
-def _means(field: Field) -> list[float]:
-    rows = [field.at(role, layer) for role in ROLES for layer in range(field.layers if role in DEPTH_ROLES else 1)]
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """What was found, and whether to believe it.
-
-    Attributes:
-        candidate: the merged candidate that it recommends, if any.
-        of: what that candidate gains in, an objective's name or `MEAN`.
-        kind: `gain`: a candidate beats every parent in the mean of the objectives; `partial`: only in one objective;
-            `none`: not at all; `unconfirmed`: nothing may be claimed yet; `empty`: nothing was scored.
-    """
-
-    kind: Literal["gain", "partial", "none", "unconfirmed", "empty"]
-    headline: str
-    detail: str
-    candidate: int | None = None
-    of: str = MEAN
-
-
-def verdict(summary: Summary) -> Verdict:
-    """The verdict in two sentences, and warnings. Claims only gains whose interval lies above 0 for every parent."""
-    found = _found(summary)
-    return replace(found, detail=" ".join([found.detail, *(f"Warning: {text}." for text in summary.warnings)]))
-
-
-def _found(summary: Summary) -> Verdict:
-    if summary.knee is None:
-        return _empty(summary)
-    if summary.confirmation is None:
-        return _unconfirmed(summary)
-    whole = _winners(summary, summary.confirmation, MEAN)
-    if whole:
-        return _gain(summary, summary.confirmation, whole)
-    for objective in summary.objectives:
-        if part := _winners(summary, summary.confirmation, objective.name):
-            return _partial(summary, summary.confirmation, objective.name, part[0])
-    return _none(summary, summary.confirmation)
-
-
-def _gains(summary: Summary, confirmation: Confirmation, candidate: int, of: str) -> list[Gain]:
-    """Over each parent, the closest parent first."""
-    parents = {parent.id for parent in summary.parents}
-    gains = [g for g in confirmation.gains if g.candidate == candidate and g.of == of and g.anchor in parents]
-    return sorted(gains, key=lambda gain: gain.measure.low)
-
-
-def _winners(summary: Summary, confirmation: Confirmation, of: str) -> list[int]:
-    """Merged candidates that keep all constraints and beat every parent: the knee first, then by how surely."""
-    worst = {
-        entry.id: gains[0].measure.low
-        for entry in summary.finalists
-        if not entry.broken
-        and (gains := _gains(summary, confirmation, entry.id, of))
-        and len(gains) == len(summary.parents)
+def means(recipe: Recipe) -> dict[str, float]:
+    """The mean of every parameter over layers and modules, by parameter and source: `weight math`."""
+    return {
+        f"{name} {source}" if field.width > 1 else name: mean
+        for name, field in recipe.parameters
+        for source, mean in zip(recipe.sources, _means(field), strict=False)
     }
-    winners = [candidate for candidate, low in worst.items() if low > 0]
-    return sorted(winners, key=lambda candidate: (candidate != confirmation.knee, -worst[candidate], candidate))
 
 
-def _empty(summary: Summary) -> Verdict:
-    failed = f"; {len(summary.failures)} failed, see the reasons" if summary.failures else ""
-    return Verdict(
-        kind="empty",
-        headline=f"Nothing was scored yet: 0 of {summary.cost.budget} evaluations{failed}.",
-        detail=f"To go on: {summary.commands()['resume']}",
-    )
-
-
-def _unconfirmed(summary: Summary) -> Verdict:
-    knee = summary.entries[summary.knee or 0]
-    then = f"The run confirms its front on unseen items when it ends; to go on: {summary.commands()['resume']}"
-    if summary.state == "finished":
-        then = "Every candidate failed on the confirmation items; see the failures and their reasons."
-    mean = "" if knee.estimated is None else f" with {span(knee.estimated.mean)} in {mean_words(summary)}"
-    return Verdict(
-        kind="unconfirmed",
-        headline=(
-            f"Unconfirmed: {summary.cost.evaluations} of {summary.cost.budget} evaluations are done; "
-            f"the knee of the estimated front is {_called(knee)}{mean}."
-        ),
-        detail=f"Do not quote this: the best of many estimates is too high by selection. {then}",
-    )
-
-
-def _gain(summary: Summary, confirmation: Confirmation, winners: list[int]) -> Verdict:
-    winner = summary.entries[winners[0]]
-    closest = _gains(summary, confirmation, winner.id, MEAN)[0]
-    role = "the knee" if winner.id == confirmation.knee else "not the knee, which does not"
-    return Verdict(
-        kind="gain",
-        candidate=winner.id,
-        headline=(
-            f"Gain: {_called(winner)} ({role}) beats every parent in {mean_words(summary)}: "
-            f"{difference(closest.measure)} over {summary.entries[closest.anchor].name}, the closest"
-            f"{_as_good_for_free(summary, confirmation, winner.id)}."
-        ),
-        detail=f"{_trust(summary, closest)} {_against_averages(summary, confirmation, winner.id)}".strip(),
-    )
-
-
-def _partial(summary: Summary, confirmation: Confirmation, objective: str, candidate: int) -> Verdict:
-    closest = _gains(summary, confirmation, candidate, objective)[0]
-    return Verdict(
-        kind="partial",
-        candidate=candidate,
-        of=objective,
-        headline=(
-            f"No candidate beats every parent in {mean_words(summary)}, but {_called(summary.entries[candidate])} "
-            f"does in {objective}: {difference(closest.measure)} over {summary.entries[closest.anchor].name}."
-        ),
-        detail=_trust(summary, closest),
-    )
-
-
-def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
-    missing = [parent.name for parent in summary.parents if parent.confirmed is None]
-    if missing:
-        return Verdict(
-            kind="none",
-            headline=f"Cannot tell: {', '.join(missing)} failed on the confirmation items, so there is no comparison.",
-            detail="See the failures and their reasons; a gain is claimed only over every parent.",
-        )
-    knee = summary.entries[confirmation.knee]
-    keeps = "keeps all constraints and " if any(entry.broken for entry in summary.finalists) else ""
-    broken = f", and breaks {knee.broken[0]}" if knee.broken else ""
-    gains = _gains(summary, confirmation, knee.id, MEAN)
-    if knee.kind == "anchor" or not gains:
-        told = f"the balanced choice is {_called(knee)}"
-    else:
-        closest = f"{summary.entries[gains[0].anchor].name}: {difference(gains[0].measure)}"
-        told = f"the knee {_called(knee)} against {closest} in {mean_words(summary)}"
-    return Verdict(
-        kind="none",
-        headline=f"No gain: no candidate {keeps}beats every parent; {told}{broken}.",
-        detail=(
-            "What was there before is the safer choice. An interval that holds 0 may also mean too few items: "
-            "a larger budget or more items for search and confirmation may tell."
-        ),
-    )
-
-
-def _called(entry: Entry) -> str:
-    return f"candidate {entry.name}" if entry.kind != "anchor" else f"the anchor {entry.name}"
+def _means(field: Field) -> list[float]:
+    columns = [*zip(*(row for role in field.rows for row in role), strict=True)]
+    return [sum(column) / len(column) for column in columns]
 
 
 def audit_words(audits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -268,33 +147,3 @@ def audit_words(audits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def mean_words(summary: Summary) -> str:
     """What the mean is a mean of; with one objective, that."""
     return "the mean of the objectives" if len(summary.objectives) > 1 else summary.objectives[0].name
-
-
-def _trust(summary: Summary, gain: Gain) -> str:
-    return (
-        f"Measured on {gain.measure.items} items that the search never saw; "
-        f"the intervals of all comparisons hold together at {percent(summary.level)}."
-    )
-
-
-def _as_good_for_free(summary: Summary, confirmation: Confirmation, candidate: int) -> str:
-    """Says so where a merge that needs no search was not beaten."""
-    parents = {parent.id for parent in summary.parents}
-    unbeaten = [
-        summary.entries[gain.anchor].name
-        for gain in confirmation.gains
-        if gain.candidate == candidate and gain.of == MEAN and gain.anchor not in parents and gain.measure.low <= 0
-    ]
-    return f", but not the {unbeaten[0]} average, which needs no search" if unbeaten else ""
-
-
-def _against_averages(summary: Summary, confirmation: Confirmation, candidate: int) -> str:
-    """The gain over merges that need no search: what the search itself was worth."""
-    parents = {parent.id for parent in summary.parents}
-    gains: Iterable[Gain] = (g for g in confirmation.gains if g.candidate == candidate and g.of == MEAN)
-    told = [
-        f"Over the {summary.entries[gain.anchor].name} average: {difference(gain.measure)}."
-        for gain in gains
-        if gain.anchor not in parents
-    ]
-    return " ".join(told)

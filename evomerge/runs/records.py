@@ -32,6 +32,9 @@ class Candidate:
         generation: -1 for anchors.
         slot: place within the generation.
         genome: what the algorithm proposed, in the unit box; None for anchors.
+        recipe: what it stands for. One that comes from a database is read when it is first asked for: a long run has
+            more recipes than anybody looks at.
+        stored: the text that `recipe` is read from.
     """
 
     id: int
@@ -41,6 +44,15 @@ class Candidate:
     slot: int
     genome: tuple[float, ...] | None
     recipe: Recipe
+    stored: str = field(default="", compare=False, repr=False)
+
+    def __getattr__(self, name: str) -> Recipe:
+        """Reads the recipe: called for attributes that are not there, as `recipe` is at first."""
+        if name != "recipe":
+            raise AttributeError(name)
+        recipe = Recipe.from_data(json.loads(self.stored))
+        object.__setattr__(self, "recipe", recipe)
+        return recipe
 
     def to_row(self) -> tuple[object, ...]:
         """Values in the order of the table `candidate`."""
@@ -51,15 +63,12 @@ class Candidate:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Candidate:
         """The inverse of `to_row`."""
-        return cls(
-            id=row["id"],
-            kind=row["kind"],
-            label=row["label"],
-            generation=row["generation"],
-            slot=row["slot"],
-            genome=None if row["genome"] is None else unpack(row["genome"], "d"),
-            recipe=Recipe.from_data(json.loads(row["recipe"])),
-        )
+        candidate = object.__new__(cls)
+        values = {name: row[name] for name in ("id", "kind", "label", "generation", "slot")}
+        genome = None if row["genome"] is None else unpack(row["genome"], "d")
+        for name, value in (values | {"genome": genome, "stored": row["recipe"]}).items():
+            object.__setattr__(candidate, name, value)
+        return candidate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +80,7 @@ class Result:
         seq: order of completion in the run, from 0, without gaps.
         items_digest: `ItemSet.digest` of the items that were answered.
         seconds, rewritten: see `evomerge.outcome.Scored`; a copy has none.
+        tokens: likewise; a copy has as many as it would have taken.
         cached_from: the candidate with an equal recipe that was really scored; None if this one was.
     """
 
@@ -81,6 +91,7 @@ class Result:
     responses: tuple[Responses, ...]
     items_digest: str
     seconds: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
     rewritten: float | None = None
     worker: str = ""
     cached_from: int | None = None

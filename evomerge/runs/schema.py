@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from evomerge.errors import DiskError, EvomergeError, StoreError
@@ -21,7 +21,9 @@ from evomerge.errors import DiskError, EvomergeError, StoreError
 __all__ = ["DATABASE", "connect", "create_database", "snapshot", "translated"]
 
 DATABASE = "run.db"
-_VERSION = 2
+_VERSION = 3
+_LARGE = 64 << 20
+"""Bytes from which on a run is not copied into memory to be read."""
 _APPLICATION = 0x45764D67  # "EvMg": tells a run from any other SQLite file
 
 _TABLES = """
@@ -36,7 +38,7 @@ CREATE TABLE attempt (
   PRIMARY KEY (candidate, phase, number)) WITHOUT ROWID;
 CREATE TABLE result (
   seq INTEGER PRIMARY KEY, candidate INTEGER NOT NULL REFERENCES candidate, phase TEXT NOT NULL,
-  round INTEGER NOT NULL, items_digest TEXT NOT NULL, seconds TEXT NOT NULL, rewritten REAL,
+  round INTEGER NOT NULL, items_digest TEXT NOT NULL, seconds TEXT NOT NULL, tokens INTEGER NOT NULL, rewritten REAL,
   worker TEXT NOT NULL, cached_from INTEGER REFERENCES candidate, UNIQUE (candidate, phase, round));
 CREATE TABLE response (
   candidate INTEGER NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, task TEXT NOT NULL, metric TEXT NOT NULL,
@@ -90,11 +92,17 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def snapshot(path: Path) -> sqlite3.Connection:
-    """A consistent copy in memory of a run that may be live, dead or on read-only storage; writes nothing beside it.
+    """A run that may be live, dead or on read-only storage, as it is now; writes nothing beside it.
+
+    A copy in memory, unless the run is too large for that: then a reading transaction, or, where no driver can be at
+    work, the file itself.
 
     Raises:
         StoreError: not a run, or made by a newer version.
     """
+    if path.stat().st_size > _LARGE:
+        with suppress(sqlite3.OperationalError):
+            return _in_place(path)
     memory = sqlite3.connect(":memory:", isolation_level=None)
     try:
         try:
@@ -115,6 +123,22 @@ def snapshot(path: Path) -> sqlite3.Connection:
         raise
     memory.row_factory = sqlite3.Row
     return memory
+
+
+def _in_place(path: Path) -> sqlite3.Connection:
+    """A read-only view of the file; what a driver commits from now on is not in it."""
+    # The index of the write-ahead log is there while a driver is, and stays behind one that was killed.
+    how = "mode=ro" if path.with_name(f"{path.name}-shm").exists() else "immutable=1"
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, timeout=30)
+    try:
+        db.execute("BEGIN")
+        _check_version(db, path)
+        db.execute("PRAGMA query_only = ON")
+    except BaseException:
+        db.close()
+        raise
+    db.row_factory = sqlite3.Row
+    return db
 
 
 def _copy(path: Path, target: sqlite3.Connection) -> None:
@@ -163,6 +187,8 @@ def _of_sqlite(error: sqlite3.Error, folder: Path) -> EvomergeError | None:
                 f"{folder / DATABASE}: expected the database of an evomerge run; got a file that is "
                 f"damaged or not a database ({error}); restore it from a copy, or choose another folder"
             )
+        case sqlite3.SQLITE_PROTOCOL | sqlite3.SQLITE_NOLFS:
+            return _no_locks(error, folder)
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StoreError(f"{folder / DATABASE}: another program keeps the database locked; close it, then resume")
     return None
@@ -174,6 +200,8 @@ def _of_system(error: OSError, folder: Path) -> EvomergeError | None:
             return _disk(error, folder)
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return _read_only(error, folder)
+        case errno.ENOLCK | errno.ENOSYS | errno.EOPNOTSUPP:
+            return _no_locks(error, folder)
         case errno.ENOTDIR | errno.EEXIST:
             return StoreError(f"{folder}: expected a folder; got a file; choose another run folder")
     return None
@@ -183,6 +211,13 @@ def _disk(error: Exception, folder: Path) -> DiskError:
     return DiskError(
         f"{folder}: the disk refused a write ({error}); nothing recorded is lost: free space, then run the same "
         "command to resume"
+    )
+
+
+def _no_locks(error: Exception, folder: Path) -> StoreError:
+    return StoreError(
+        f"{folder}: expected a file system with locks; got one without ({error}), where two drivers could spoil a run; "
+        "put the run folder on a local disk with --out (workers never open it), or copy the run there to go on"
     )
 
 

@@ -6,6 +6,7 @@ per round and at most one final failure, and each is written in one transaction 
 
 from __future__ import annotations
 
+import gc
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 from evomerge.errors import StoreError
 from evomerge.outcome import Job, Outcome, Phase, Responses, Scored, together
+from evomerge.recipe import Sizes
 from evomerge.runs import tables
 from evomerge.runs.archive import archive
 from evomerge.runs.lock import RunLock
@@ -216,6 +218,12 @@ class RunStore:
         experiment: dict[str, Any] = self.manifest["experiment"] if recorded is None else json.loads(recorded)
         return experiment
 
+    @property
+    def sizes(self) -> Sizes | None:
+        """How large the models are, as recorded when the run began; None in runs that did not record it."""
+        recorded = self.manifest.get("sizes")
+        return None if recorded is None else Sizes.from_data(recorded)
+
     def copy_result(self, job: Job, source: tuple[int, int]) -> bool:
         """Gives a job the result of an equal one, instead of doing it again.
 
@@ -251,12 +259,22 @@ class RunStore:
 
     def candidates(self) -> list[Candidate]:
         """Every candidate, by id."""
-        with translated(self.folder):
+        with translated(self.folder), _unhindered():
             return tables.get_candidates(self._db)
+
+    def digests(self) -> dict[int, str]:
+        """Digest of every candidate's recipe, by id."""
+        with translated(self.folder):
+            return tables.get_digests(self._db)
+
+    def counts(self) -> dict[str, int]:
+        """How much there is of what, without reading it; see `evomerge.runs.tables.get_counts`."""
+        with translated(self.folder):
+            return tables.get_counts(self._db)
 
     def results(self, phase: Phase | None = None) -> list[Result]:
         """Every result, or those of one phase, in order of completion."""
-        with translated(self.folder):
+        with translated(self.folder), _unhindered():
             return tables.get_results(self._db, phase)
 
     def responses(self, phase: Phase) -> dict[int, tuple[Responses, ...]]:
@@ -278,7 +296,7 @@ class RunStore:
 
     def attempts(self) -> list[Attempt]:
         """Every attempt, by candidate, phase and number."""
-        with translated(self.folder):
+        with translated(self.folder), _unhindered():
             return tables.get_attempts(self._db)
 
     def archive(self) -> bytes:
@@ -289,7 +307,20 @@ class RunStore:
         return f"{self.folder}: candidate {job.candidate}, {job.phase}, attempt {job.attempt}"
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Makes all writes inside one: on the disk at the end, or none of them.
+
+        Raises:
+            DiskError: the disk is full; nothing of it is kept.
+        """
+        with self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self._db.in_transaction:
+            yield self._db
+            return
         with translated(self.folder):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -299,6 +330,18 @@ class RunStore:
                 if self._db.in_transaction:  # a full disk may have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+
+@contextmanager
+def _unhindered() -> Iterator[None]:
+    """Many objects are made and none is garbage: collections among them would take longer than making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _must_exist(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ __all__ = [
     "get_attempts",
     "get_candidate",
     "get_candidates",
+    "get_counts",
+    "get_digests",
     "get_estimates",
     "get_failures",
     "get_meta",
@@ -32,7 +35,7 @@ __all__ = [
     "set_meta",
 ]
 
-_NEXT_SEQ = "(SELECT COUNT(*) FROM result)"  # results are never deleted, so the count is the next number
+_NEXT_SEQ = "(SELECT COALESCE(MAX(seq) + 1, 0) FROM result)"  # results are never deleted, so there are no gaps
 
 
 def get_meta(db: sqlite3.Connection, key: str) -> str | None:
@@ -118,8 +121,9 @@ def get_failures(db: sqlite3.Connection) -> list[Failure]:
 def add_result(db: sqlite3.Connection, scored: Scored, items_digest: str) -> None:
     """A result and its items."""
     key = (scored.candidate, scored.phase, scored.round)
-    row = (*key, items_digest, json.dumps(dict(scored.seconds), sort_keys=True), scored.rewritten, scored.worker)
-    db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
+    seconds = json.dumps(dict(scored.seconds), sort_keys=True)
+    row = (*key, items_digest, seconds, scored.tokens, scored.rewritten, scored.worker)
+    db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
     items = [(*key, r.task, r.metric, pack(r.items, "q"), pack(r.values, "d")) for r in scored.responses]
     db.executemany("INSERT INTO response VALUES (?, ?, ?, ?, ?, ?, ?)", items)
 
@@ -139,7 +143,7 @@ def add_copy(db: sqlite3.Connection, candidate: int, phase: Phase, number: int, 
     """A round's result and items from another candidate and round; False if it has none, or if the recipes differ."""
     copied = _changed(
         db,
-        f"INSERT INTO result SELECT {_NEXT_SEQ}, twin.id, phase, ?, items_digest, '{{}}', NULL, '', source.id "
+        f"INSERT INTO result SELECT {_NEXT_SEQ}, twin.id, phase, ?, items_digest, '{{}}', tokens, NULL, '', source.id "
         "FROM result JOIN candidate AS source ON source.id = result.candidate "
         "JOIN candidate AS twin ON twin.digest = source.digest "
         "WHERE twin.id = ? AND phase = ? AND source.id = ? AND round = ?",
@@ -156,19 +160,55 @@ def get_results(db: sqlite3.Connection, phase: Phase | None = None) -> list[Resu
     """Results in order of completion: all, or those of one phase."""
     values = {"phase": phase}
     which = "" if phase is None else "WHERE phase = :phase"
-    responses: dict[tuple[int, str, int], tuple[Responses, ...]] = {}
-    for row in _rows(db, f"SELECT * FROM response {which} ORDER BY task, metric", values):
-        items, outcomes = unpack(row["items"], "q"), unpack(row["outcomes"], "d")
-        key = (row["candidate"], row["phase"], row["round"])
-        answer = Responses(task=row["task"], metric=row["metric"], items=items, values=outcomes)
-        responses[key] = (*responses.get(key, ()), answer)
+    answers = _answers(db, which, values)
     return [
-        Result(
-            **{**row, "seconds": json.loads(row["seconds"])},
-            responses=responses[row["candidate"], row["phase"], row["round"]],
-        )
+        Result(**{**row, "seconds": json.loads(row["seconds"])}, responses=tuple(answers[_place(row)]))
         for row in _rows(db, f"SELECT * FROM result {which} ORDER BY seq", values)
     ]
+
+
+def get_digests(db: sqlite3.Connection) -> dict[int, str]:
+    """Digest of every candidate's recipe."""
+    return {row["id"]: sys.intern(row["digest"]) for row in db.execute("SELECT id, digest FROM candidate")}
+
+
+def get_counts(db: sqlite3.Connection) -> dict[str, int]:
+    """Numbers of `candidates`, `results`, `copied` and `confirmed` among them, `failures`, and `attempt STATUS`."""
+    one = {
+        "candidates": "SELECT COUNT(*) FROM candidate",
+        "results": "SELECT COUNT(*) FROM result",
+        "confirmed": "SELECT COUNT(DISTINCT candidate) FROM result WHERE phase = 'confirm'",
+        "copied": "SELECT COUNT(*) FROM result WHERE cached_from IS NOT NULL",
+        "failures": "SELECT COUNT(*) FROM failure",
+    }
+    counts = {name: int(db.execute(sql).fetchone()[0]) for name, sql in one.items()}
+    statuses = db.execute("SELECT status, COUNT(*) AS number FROM attempt GROUP BY status ORDER BY status")
+    return counts | {f"attempt {row['status']}": row["number"] for row in statuses}
+
+
+_Place = tuple[int, str, int]
+
+
+def _place(row: Mapping[str, Any]) -> _Place:
+    return row["candidate"], row["phase"], row["round"]
+
+
+def _answers(db: sqlite3.Connection, which: str, values: Mapping[str, object]) -> dict[_Place, list[Responses]]:
+    """Responses by candidate, phase and round; equal lists of items are one object, for most candidates share them."""
+    found: dict[_Place, list[Responses]] = {}
+    known: dict[bytes, tuple[int, ...]] = {}
+    for row in db.execute(f"SELECT * FROM response {which} ORDER BY candidate, phase, round, task, metric", values):
+        items = known.get(row["items"])
+        if items is None:
+            items = known[row["items"]] = unpack(row["items"], "q")
+        answer = Responses(
+            task=sys.intern(row["task"]),
+            metric=sys.intern(row["metric"]),
+            items=items,
+            values=unpack(row["outcomes"], "d"),
+        )
+        found.setdefault(_place(row), []).append(answer)
+    return found
 
 
 def _rows(db: sqlite3.Connection, sql: str, values: Mapping[str, object] | None = None) -> list[dict[str, Any]]:

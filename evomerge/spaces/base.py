@@ -5,13 +5,18 @@ Knows nothing of optimizers, weights or scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from evomerge.recipe import Recipe
+    from evomerge.config import SpaceConfig
+    from evomerge.recipe import OutputDtype, Recipe, Role
 
-__all__ = ["Gene", "Genome", "SearchSpace"]
+__all__ = ["Gene", "Genome", "Layered", "Models", "Products", "SearchSpace", "build_space"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +88,61 @@ class SearchSpace(Protocol):
         Raises:
             ValueError: a genome of another length.
         """
+
+
+Products = Sequence[tuple["Role", int | None, Sequence[Sequence[float]]]]
+"""Module role, layer (None outside the layers) and the scalar products of all models' weights there, `[K][K]` with the
+base first."""
+
+
+@runtime_checkable
+class Layered(SearchSpace, Protocol):
+    """A space with knots over depth, of which there may be fewer."""
+
+    def coarser(self, knots: int) -> tuple[Self, NDArray[np.float64]]:
+        """The same space with fewer knots, and what its genomes are here.
+
+        Args:
+            knots: at most so many over depth, for each parameter.
+
+        Returns:
+            The space, and `(d, d')`: that matrix times one of its genomes is the genome here that decodes to the same
+            recipe; where these knots cannot follow that profile, to the closest, by least squares over the layers.
+
+        Raises:
+            ValueError: fewer than 1.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Models:
+    """What a space must know of the models that it merges.
+
+    Attributes:
+        base: pool name of the base model.
+        experts: pool names of the experts, in the user's order.
+        layers: number of layers of every model.
+        dtype: dtype of merged weights.
+        products: scalar products of all models' weights, for spaces that need them; None until workers measured them.
+    """
+
+    base: str
+    experts: tuple[str, ...]
+    layers: int
+    dtype: OutputDtype
+    products: Products | None = None
+
+
+def build_space(config: SpaceConfig, models: Models, seed: int) -> SearchSpace:
+    """The search space that a configuration describes.
+
+    Args:
+        config: the `space` of an experiment.
+        models: what is merged.
+        seed: seed of the run.
+
+    Raises:
+        ConfigError: the space contradicts the models.
+    """
+    space: SearchSpace = config.built(models, seed)
+    return space

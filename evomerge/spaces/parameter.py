@@ -7,22 +7,25 @@ Fewer knots mean fewer genes and a smoother profile; with one knot per layer not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, final
+
+import numpy as np
 
 from evomerge.errors import ConfigError, Fault
 from evomerge.recipe import EDGE_ROLES, OPERATORS, Field, OptionValue, OutputDtype, Recipe, Role, options_of
 from evomerge.rng import derive_seed
-from evomerge.spaces.base import Gene, Genome, SearchSpace
+from evomerge.spaces.base import Gene, Genome, Models
 from evomerge.spaces.choices import OPTION, TRANSFORM, choice_genes, choices_of, stranger_faults
 from evomerge.spaces.coefficients import starting_values
-from evomerge.spaces.knots import over_depth
+from evomerge.spaces.knots import Floats, block_diagonal, lift, over_depth
 
 if TYPE_CHECKING:
     from evomerge.config import ParameterSpaceConfig
 
-__all__ = ["ParameterSpace", "build_space"]
+__all__ = ["ParameterSpace", "build"]
 
 
 @final
@@ -62,6 +65,7 @@ class ParameterSpace:
         if faults := [*chain(*(check(config, experts) for check in checks)), *_knot_faults(config, layers)]:
             raise ConfigError("search space", faults)
         self._config = config
+        self._with = partial(ParameterSpace, base=base, experts=experts, layers=layers, dtype=dtype, seed=seed)
         self._operator = OPERATORS[config.operator.name]
         self._base = base if self._operator.needs_base else None
         self._experts = experts
@@ -94,6 +98,51 @@ class ParameterSpace:
             mask_seed=self._mask_seed,
             dtype=self._dtype,
         )
+
+    @property
+    def seeds(self) -> tuple[Genome, ...]:
+        """Each expert alone, as far as the ranges of weights allow; none where no weights of experts are searched."""
+        if "weight" not in self._config.genes or not self._is_per_source("weight"):
+            return ()
+        owners = [owner for name in self._config.genes for owner in self._owners(name)]
+        return tuple(self._alone(expert, owners) for expert in self._experts)
+
+    def _owners(self, name: str) -> Iterator[str | None]:
+        """Whose weight each gene of a parameter is, in their order; None for what is no weight."""
+        owners: tuple[str | None, ...] = self._experts if name == "weight" else (None,)
+        width = len(self._experts) if self._is_per_source(name) else 1
+        owners *= width // len(owners)
+        for _ in self._config.groups:
+            yield from (owner for owner in owners for _ in range(self._knots(name)))
+        for _ in EDGE_ROLES if self._has_edges(name) else ():
+            yield from owners
+
+    def _alone(self, expert: str, owners: Sequence[str | None]) -> Genome:
+        values = list(self.start.values)
+        for number, (gene, owner) in enumerate(zip(self.genes, owners, strict=False)):
+            if owner is not None:
+                natural = min(max(float(owner == expert), gene.low), gene.high)
+                values[number] = (natural - gene.low) / (gene.high - gene.low)
+        return Genome(tuple(values))
+
+    def coarser(self, knots: int) -> tuple[ParameterSpace, Floats]:
+        """The same space with fewer knots, and the matrix that lifts its genomes; see `Layered.coarser`."""
+        if knots < 1:
+            raise ValueError(f"expected at least one knot; got {knots}")
+        genes = {
+            name: gene.model_copy(update={"knots": min(knots, self._knots(name))})
+            for name, gene in self._config.genes.items()
+        }
+        space = self._with(self._config.model_copy(update={"genes": genes}))
+        blocks = [block for name in genes for block in self._lifts(name, space._knots(name))]
+        return space, block_diagonal([*blocks, np.eye(sum(bool(gene.choices) for gene in self.genes))])
+
+    def _lifts(self, name: str, coarse: int) -> Iterator[Floats]:
+        """How the genes of one parameter are lifted, in their order: groups by source, then edges."""
+        width = len(self._experts) if self._is_per_source(name) else 1
+        for _ in range(len(self._config.groups) * width):
+            yield lift(coarse, self._knots(name), self._layers)
+        yield np.eye(width * len(EDGE_ROLES) * self._has_edges(name))
 
     def _chosen(self, genome: Genome) -> dict[str, OptionValue]:
         """The value of each choice."""
@@ -147,11 +196,11 @@ class ParameterSpace:
         return self._operator.adjustable[name].scope == "source"
 
 
-def build_space(
-    config: ParameterSpaceConfig, *, base: str, experts: tuple[str, ...], layers: int, dtype: OutputDtype, seed: int
-) -> SearchSpace:
-    """The search space that a configuration describes; arguments and errors as in `ParameterSpace`."""
-    return ParameterSpace(config, base=base, experts=experts, layers=layers, dtype=dtype, seed=seed)
+def build(config: ParameterSpaceConfig, models: Models, seed: int) -> ParameterSpace:
+    """As the configuration describes it; errors as in `ParameterSpace`."""
+    return ParameterSpace(
+        config, base=models.base, experts=models.experts, layers=models.layers, dtype=models.dtype, seed=seed
+    )
 
 
 def _knots(config: ParameterSpaceConfig, name: str, layers: int) -> int:

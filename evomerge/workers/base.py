@@ -12,6 +12,8 @@ from evomerge.config import EngineConfig, FitnessConfig, PoolConfig
 from evomerge.errors import EvomergeError, RunError
 from evomerge.outcome import Failed, Job, Outcome, Stage
 from evomerge.recipe.transform_table import Need
+from evomerge.secrecy import redacted
+from evomerge.spaces import Products
 
 __all__ = [
     "START_TRIES",
@@ -35,22 +37,33 @@ class WorkerSpec:
     """All that a worker needs, small enough to send anywhere.
 
     Attributes:
+        plugins: files that are run first, and the digest of each by file name.
         transforms: those that candidates may ask for.
         statistics: what must be known of the models, beside their weights.
         log: folder of the workers' log files; None throws their noise away.
+        products: whether the search asks for the scalar products of the models' weights.
+        depth: most layers of a candidate; None for as many as the models have.
         workers: how many share a machine; 1 where that is not known.
         gpu: share of a GPU that each may take.
+        stage: folder on the worker's own disk that models are copied to and read from; None reads them where they are.
+        contents: what the models hold, by name, for those copies.
     """
 
     pool: PoolConfig
     fitness: FitnessConfig
     engine: EngineConfig
     seed: int
+    plugins: tuple[Path, ...] = ()
+    plugin_digests: Mapping[str, str] = field(default_factory=dict)
     transforms: tuple[str, ...] = ()
     statistics: frozenset[Need] = frozenset()
+    products: bool = False
     log: Path | None = None
+    depth: int | None = None
     workers: int = 1
     gpu: float = 1.0
+    stage: Path | None = None
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +75,8 @@ class WorkerInfo:
         digests: content digest of every task's items and prompts, by task.
         versions: versions by package.
         pool_digest: content digest of the models.
+        screen: content digest of what candidates are screened with; empty if they are not.
+        products: scalar products of their weights, if the search asks for them.
     """
 
     sizes: Mapping[str, int]
@@ -70,6 +85,8 @@ class WorkerInfo:
     dtype: str = "float32"
     versions: Mapping[str, str] = field(default_factory=dict)
     pool_digest: str = ""
+    screen: str = ""
+    products: Products | None = None
 
 
 class Worker(Protocol):
@@ -89,11 +106,14 @@ WorkerFactory = Callable[[], Worker]
 
 
 class Executor(Protocol):
-    """Runs jobs on workers. Reports every attempt exactly once; trying again is the caller's business."""
+    """Runs jobs on workers. Reports every attempt exactly once; trying again is the caller's business.
+
+    Jobs may be submitted at any time; outcomes come in the order of completion.
+    """
 
     @property
     def capacity(self) -> int:
-        """Jobs worth having in flight."""
+        """Jobs worth having in flight now; changes as workers come and go."""
         ...
 
     def start(self) -> WorkerInfo:
@@ -111,6 +131,8 @@ class Executor(Protocol):
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Outcomes since the last call; waits for one up to `timeout` seconds, and not at all if no job is in flight.
+
+        It may return sooner and with nothing, as when a worker joins.
 
         Raises:
             RunError: no worker is left and none can be started.
@@ -142,7 +164,8 @@ class StartFailure:
         """From the exception being handled."""
         known = type(error) if isinstance(error, EvomergeError) else None
         text = "".join(traceback.format_exception(error)).strip()
-        return cls(known=known, message=str(error), state=dict(vars(error)) if known else {}, text=text)
+        state = dict(vars(error)) if known else {}
+        return cls(known=known, message=redacted(str(error)), state=state, text=redacted(text))
 
     def to_error(self) -> EvomergeError:
         """The exception again, of its own type if evomerge raised it."""
@@ -185,6 +208,6 @@ def failed(job: Job, reason: str, name: str, *, stage: Stage = "worker", retry: 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception as one line for people."""
-    text = " ".join(str(error).split())
+    text = redacted(" ".join(str(error).split()))
     text = text if isinstance(error, EvomergeError) else f"{type(error).__name__}: {text}".removesuffix(": ")
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

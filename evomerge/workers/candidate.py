@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from traceback import format_exc
-from typing import TextIO
+from typing import TextIO, cast
 
-from evomerge import __version__
+from evomerge.config import PoolConfig, load_plugins
 from evomerge.errors import require_installed
 from evomerge.outcome import Failed, Job, Outcome, Scored, Stage
+from evomerge.secrecy import Redacting
 from evomerge.workers.base import WorkerInfo, WorkerSpec, one_line
+from evomerge.workers.versions import versions_here
 
 __all__ = ["MergeWorker", "quiet"]
 
 _NOISY = ("lm_eval", "lm-eval", "transformers", "datasets", "accelerate", "huggingface_hub")
-_REPORTED = ("torch", "transformers", "lm_eval", "datasets", "numpy", "safetensors")
 
 
 class MergeWorker:
@@ -53,36 +52,58 @@ class MergeWorker:
         ):
             require_installed(package, extra)
         with quiet(self._log):
+            from evomerge.engines.build import build_engine
             from evomerge.engines.calibration import calibrate
             from evomerge.engines.runner import EvalRunner
-            from evomerge.engines.transformers_engine import TransformersEngine
+            from evomerge.engines.screening import Screen
             from evomerge.merging.configured import configured_pool
+            from evomerge.merging.gram import products_by_place
+            from evomerge.merging.staging import check_staged
             from evomerge.merging.variants import prepare
 
-            self._pool = configured_pool(spec.pool)
+            load_plugins(spec.plugins, spec.plugin_digests)
+            source = _staged(spec)
+            self._pool = configured_pool(source)
+            check_staged(self._pool, spec.contents if spec.stage else {})
             calibrate(self._pool, spec.statistics, spec.engine)
             for built in prepare(self._pool, spec.transforms):
                 print(built)
-            self._engine = TransformersEngine(self._pool, spec.engine, workers=spec.workers, gpu=spec.gpu)
+            self._engine = build_engine(
+                self._pool,
+                source,
+                spec.engine,
+                plugins=spec.plugins,
+                depth=spec.depth,
+                workers=spec.workers,
+                gpu=spec.gpu,
+            )
             self._runner = EvalRunner(self._engine, spec.fitness, spec.seed)
+            self._screen = None if spec.fitness.screen is None else Screen(spec.fitness.screen, self._engine)
+            self._products = products_by_place(self._pool) if spec.products else None
 
     def info(self) -> WorkerInfo:
-        """Tasks, device, dtype, versions and models of this worker."""
+        """Tasks, device, dtype, versions and models of this worker, and what it measured of them."""
         return WorkerInfo(
             sizes=self._runner.sizes(),
             digests=self._runner.digests(),
             device=self._engine.device,
             dtype=self._engine.dtype,
-            versions=_versions(),
+            versions=versions_here(),
             pool_digest=self._pool.digest,
+            screen="" if self._screen is None else self._screen.digest,
+            products=self._products,
         )
 
     def run(self, job: Job) -> Outcome:
-        """Makes the weights and scores them; a failure says at which of the two stages."""
+        """Makes the weights, looks whether they are worth it, and scores them; a failure says at which stage."""
         stage: Stage = "materialize"
         with quiet(self._log):
             try:
                 load = self._engine.load(job.recipe, exact=job.phase == "confirm")
+                looked: dict[str, float] = {}
+                if self._screen is not None and job.phase == "search" and job.round == 0:
+                    stage = "screen"
+                    looked["screen"] = self._screen.check()
                 stage = "evaluate"
                 responses, seconds = self._runner.score(job.items)
             except Exception as error:
@@ -100,16 +121,29 @@ class MergeWorker:
             phase=job.phase,
             round=job.round,
             responses=responses,
-            seconds={"materialize": load.seconds, **seconds},
+            seconds={"materialize": load.seconds, **looked, **seconds},
+            tokens=self._runner.tokens,
             rewritten=load.rewritten_share,
             worker=self._name,
         )
 
 
+def _staged(spec: WorkerSpec) -> PoolConfig:
+    """Where the worker finds its models."""
+    if spec.stage is None:
+        return spec.pool
+    from evomerge.merging.staging import staged
+
+    return staged(spec.pool, spec.contents, spec.stage)
+
+
 @contextmanager
 def quiet(log: Path | None) -> Iterator[None]:
     """Sends prints, progress bars, warnings and third-party log records to a file; warnings never become errors."""
-    with _opened(log) as file, redirect_stdout(file), redirect_stderr(file), warnings.catch_warnings():
+    with _opened(log) as opened, ExitStack() as undo:
+        file = cast("TextIO", Redacting(opened))
+        for change in (redirect_stdout(file), redirect_stderr(file), warnings.catch_warnings()):
+            undo.enter_context(change)
         warnings.simplefilter("default")
         handler = logging.StreamHandler(file)
         loggers = [logging.getLogger(name) for name in _NOISY]
@@ -142,11 +176,3 @@ def _reason(error: Exception) -> str:
     if exhausted or "can't allocate memory" in text:
         return f"out of memory; a smaller engine.batch_size needs less ({text})"
     return text
-
-
-def _versions() -> dict[str, str]:
-    versions = {"evomerge": __version__, "python": platform.python_version()}
-    for package in _REPORTED:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions

@@ -80,15 +80,15 @@ class RayCluster:
         self._folder = tempfile.mkdtemp(prefix="evomerge-", dir="/tmp")  # socket paths in it must be short
         self._init(
             address="local",
-            num_cpus=max(1, math.ceil(config.workers * config.cpus)),
+            num_cpus=max(1, math.ceil(config.most * config.cpus)),
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=self._folder,
         )
         gpus = self._ray.cluster_resources().get("GPU", 0)
-        if config.workers * config.gpus > gpus:
+        if config.most * config.gpus > gpus:
             raise RunError(
-                f"expected {config.workers} x {config.gpus:g} GPU for the workers; this machine has {gpus:g}; lower "
+                f"expected {config.most} x {config.gpus:g} GPU for the workers; this machine has {gpus:g}; lower "
                 "executor.workers or executor.gpus, or name a cluster in executor.address"
             )
 
@@ -111,6 +111,12 @@ class RayCluster:
 
 
 def _no_answer(address: str, error: Exception) -> RunError:
+    if "Version mismatch" in str(error):
+        found = " ".join(str(error).split())
+        return RunError(
+            f"expected the same Ray and Python here and on the cluster at {address!r}; got other versions ({found}); "
+            "install the cluster's versions here, or start the run on one of its nodes"
+        )
     return RunError(
         f"expected a Ray cluster at {address!r}; got no answer ({error}); check executor.address and that the cluster "
         "is up, or leave the address out to start one here"

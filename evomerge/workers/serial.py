@@ -7,6 +7,7 @@ from collections import deque
 from evomerge.errors import RunError
 from evomerge.outcome import Job, Outcome
 from evomerge.workers.base import StartFailure, Worker, WorkerFactory, WorkerInfo, run_safely
+from evomerge.workers.isolated import run_isolated
 
 __all__ = ["SerialExecutor"]
 
@@ -43,7 +44,14 @@ class SerialExecutor:
             return []
         if self._worker is None:
             raise RunError("the executor is not running; call start() first")
-        return [run_safely(self._worker, self._queue.popleft(), "serial")]
+        job = self._queue.popleft()
+        if not job.alone:
+            return [run_safely(self._worker, job, "serial")]
+        self._worker = None  # its memory is needed now, and it is easily made again
+        try:
+            return [run_isolated(self._factory, job)]
+        finally:
+            self._worker = self._factory()
 
     def close(self) -> None:
         """Lets the worker go."""

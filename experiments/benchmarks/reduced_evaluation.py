@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from response_sets import Merges
@@ -13,7 +13,6 @@ from evomerge.fitness.estimate import Floats
 from evomerge.fitness.irt import (
     PROMOTED_WEIGHT,
     AbilityPrior,
-    Audit,
     Estimates,
     GmpIrt,
     GpIrt,
@@ -23,7 +22,7 @@ from evomerge.fitness.irt import (
     PIrt,
     PlainMean,
     Stratified,
-    audit_generation,
+    audit_of,
     audit_order,
     audited,
     audited_batch,
@@ -34,6 +33,7 @@ from evomerge.fitness.irt import (
     kmeans_anchors,
     map_abilities,
     random_items,
+    residuals_of,
     strata_of,
     stratified_items,
 )
@@ -51,23 +51,24 @@ __all__ = [
     "fitted",
     "only",
     "overclaim",
+    "part",
 ]
 
 SIZES = (10, 20, 50) if QUICK else (10, 20, 30, 50, 100)
 SEEDS = (0,) if QUICK else (0, 1, 2, 3)
 BATCH = 10
+GENERATION = 25
 Estimate = Callable[[int, int], tuple[Floats, Estimates]]
 """From seed and number of items to the truth and what is estimated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Asked:
-    """What an adaptive design knows after one of its batches: responses, inclusion probabilities, estimates, audit."""
+    """What an adaptive design knows after one of its batches: responses, inclusion probabilities, estimates."""
 
     responses: Floats
     inclusion: Floats
     estimates: Estimates
-    audit: Audit
 
 
 def fitted(responses: Floats, start: ItemBank | None = None, promoted: int = 0) -> ItemBank:
@@ -78,7 +79,10 @@ def fitted(responses: Floats, start: ItemBank | None = None, promoted: int = 0) 
 
 
 def adaptive(bank: ItemBank, prior: AbilityPrior, tests: Floats, seed: int) -> Iterator[tuple[int, Asked]]:
-    """The product's way: batches of 10, one fifth of the items an audit, estimates corrected by its residuals."""
+    """The product's way: batches of 10, one fifth of the items an audit, estimates corrected by its residuals.
+
+    Candidates are read in generations, each with the audit of those before it, as a search does.
+    """
     rng = np.random.default_rng(seed)
     order = audit_order(rng, *tests.shape)
     asked, abilities = np.zeros(tests.shape, dtype=bool), prior.abilities()
@@ -88,9 +92,25 @@ def adaptive(bank: ItemBank, prior: AbilityPrior, tests: Floats, seed: int) -> I
         abilities = map_abilities(bank, responses, prior)
         if total in SIZES:
             inclusion = inclusion_of(audited(order, count), count)
-            audit = audit_generation(bank, prior, responses, inclusion)
-            estimates = corrected(MapAbility(bank=bank, prior=prior)(responses, inclusion), audit, tests.shape[1])
-            yield total, Asked(responses=responses, inclusion=inclusion, estimates=estimates, audit=audit)
+            estimates = in_generations(bank, prior, responses, inclusion)
+            yield total, Asked(responses=responses, inclusion=inclusion, estimates=estimates)
+
+
+def in_generations(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion: Floats) -> Estimates:
+    """Estimates of candidates that come 25 at a time; the order of the tests is random."""
+    found, residuals = [], []
+    for rows in np.array_split(np.arange(len(responses)), max(len(responses) // GENERATION, 1)):
+        own = part(prior, rows)
+        residuals.append(residuals_of(bank, own, responses[rows], inclusion[rows]))
+        estimates = MapAbility(bank=bank, prior=own)(responses[rows], inclusion[rows])
+        found.append(corrected(estimates, audit_of(residuals), responses.shape[1]))
+    whole = {field.name: np.concatenate([getattr(each, field.name) for each in found]) for field in fields(Estimates)}
+    return Estimates(**whole)
+
+
+def part(prior: AbilityPrior, rows: Places) -> AbilityPrior:
+    """The prior of some candidates."""
+    return AbilityPrior(mean=prior.mean[rows], scale=prior.scale[rows], freedom=prior.freedom)
 
 
 def only(tests: Floats, places: Places) -> Floats:

@@ -20,7 +20,7 @@ import torch
 import yaml
 from table import QUICK, Row, conclude
 
-from evomerge.config import EngineConfig, FitnessConfig, ItemsConfig, ObjectiveConfig
+from evomerge.config import FitnessConfig, ItemsConfig, ObjectiveConfig, TransformersConfig
 from evomerge.engines import EvalRunner, TransformersEngine
 from evomerge.engines.loglikelihood import Batch, make_batches
 from evomerge.merging.pool import ModelPool
@@ -101,7 +101,7 @@ def taking_turns(*functions: Callable[[], object]) -> list[float]:
 
 def measure() -> list[Row]:
     """Score, forward alone, and forward without sharing."""
-    engine = TransformersEngine(ModelPool.open(MODEL, {}), EngineConfig(device="cpu", batch_size=8))
+    engine = TransformersEngine(ModelPool.open(MODEL, {}), TransformersConfig(device="cpu", batch_size=8))
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         runner = EvalRunner(engine, write_task(Path(folder)), seed=0)

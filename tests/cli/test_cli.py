@@ -55,7 +55,7 @@ def family(tmp_path: Path) -> Path:
 
 
 def test_the_main_job_ends_with_a_verdict_and_a_report(finished: Path, evomerge: Run) -> None:
-    assert (finished / "report.html").stat().st_size > 1_000_000
+    assert (finished / "report.html").stat().st_size > 50_000
     code, out, _ = evomerge("status", finished)
     assert code == 0
     assert "finished" in out
@@ -106,7 +106,7 @@ def test_export_is_the_model_that_was_scored(finished: Path, evomerge: Run, tmp_
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from evomerge.config import EngineConfig, Experiment
+    from evomerge.config import Experiment, TransformersConfig
     from evomerge.engines import TransformersEngine
     from evomerge.merging.pool import ModelPool
     from evomerge.recipe import Recipe
@@ -114,7 +114,7 @@ def test_export_is_the_model_that_was_scored(finished: Path, evomerge: Run, tmp_
     with RunStore.read(finished) as store:
         experiment = Experiment.model_validate(store.manifest["experiment"])
     engine = TransformersEngine(
-        ModelPool.open(experiment.pool.base, experiment.pool.experts), EngineConfig(device="cpu", dtype="float32")
+        ModelPool.open(experiment.pool.base, experiment.pool.experts), TransformersConfig(device="cpu", dtype="float32")
     )
     engine.load(Recipe.from_data(json.loads((out / "recipe.json").read_text())))
     exported = AutoModelForCausalLM.from_pretrained(out).state_dict()

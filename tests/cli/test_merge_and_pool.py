@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from evomerge.config import shipped_folder
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.reference import reference_merge
-from evomerge.recipe import Recipe
+from evomerge.recipe import Hop, Recipe, uniform
 
 Run = Callable[..., tuple[int, str, str]]
 MODELS = shipped_folder("experiments") / "quickstart" / "models"
@@ -53,6 +54,30 @@ def test_a_mergekit_file_and_then_its_own_recipe(evomerge: Run, tmp_path: Path) 
     pool = ModelPool.open(MODELS / "base", {name: MODELS / name for name in ("rev", "sort")})
     for name, expected in reference_merge(recipe, pool):
         assert torch.allclose(merged[name].double(), expected, rtol=1e-6, atol=1e-7), name
+
+
+def test_a_recipe_with_a_path_is_merged_as_any_other(evomerge: Run, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    inside = (Hop(source="rev", layer=1, scale=0.5), Hop(layer=1))
+    path = (Hop(source="rev", layer=0), *inside, Hop(source="sort", layer=3))
+    recipe = replace(uniform(("base", "rev"), layers=4, dtype="float32"), path=path)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_data()))
+    folders = ["--base", MODELS / "base", "--expert", f"rev={MODELS / 'rev'}", "--expert", f"sort={MODELS / 'sort'}"]
+    out = tmp_path / "out"
+    assert evomerge("merge", tmp_path / "recipe.json", "--out", out, *folders)[0] == 0
+    merged = load_file(out / "model.safetensors")
+    pool = ModelPool.open(MODELS / "base", {name: MODELS / name for name in ("rev", "sort")})
+    expected = dict(reference_merge(recipe, pool))
+    assert merged.keys() == expected.keys()
+    assert all(torch.allclose(merged[name].double(), expected[name], rtol=1e-6, atol=1e-7) for name in merged)
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
+    reasons = ("path through layers of a merge", "scales of the residual stream")
+    text = (out / "mergekit_config.yml").read_text()
+    assert all(f"# not reproducible with mergekit: {reason}" in text for reason in reasons)
+    code, _, error = evomerge("merge", tmp_path / "recipe.json", "--out", tmp_path / "lora", "--adapter", *folders)
+    assert code == 2
+    assert "got a path through layers" in error
 
 
 def test_a_merge_loads_like_any_other_model(evomerge: Run, tmp_path: Path) -> None:

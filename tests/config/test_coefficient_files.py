@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.config import Coefficient, Experiment, load_experiment, load_space, recorded_experiment, shipped_folder
+from evomerge.config import (
+    Coefficient,
+    Experiment,
+    ParameterSpaceConfig,
+    load_experiment,
+    load_space,
+    recorded_experiment,
+    shipped_folder,
+)
 from evomerge.errors import ConfigError
 
 TABLE = "layer,role,expert,value\n0,,rev,0.25\n1,mlp,rev,1e-1\n,embed,rev,0\n"
@@ -38,12 +46,15 @@ def experiment(tmp_path: Path) -> Path:
 
 
 def start_of(loaded: Experiment) -> tuple[Coefficient, ...]:
+    assert isinstance(loaded.space, ParameterSpaceConfig)
     return loaded.space.start_from
 
 
 def test_a_path_counts_from_the_file_it_stands_in(experiment: Path, tmp_path: Path) -> None:
     assert start_of(load_experiment(str(experiment))) == READ
-    assert load_space(str(tmp_path / "spaces" / "mine.yaml")).start_from == READ
+    space = load_space(str(tmp_path / "spaces" / "mine.yaml"))
+    assert isinstance(space, ParameterSpaceConfig)
+    assert space.start_from == READ
     (tmp_path / "two.json").write_text(json.dumps(RECORDS[:2]))
     assert start_of(load_experiment(str(experiment), ["space.start_from=two.json"])) == READ[:2]
 

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from evomerge.config import EngineConfig, FitnessConfig, ItemsConfig, ObjectiveConfig
+from evomerge.config import FitnessConfig, ItemsConfig, ObjectiveConfig, PoolConfig, TransformersConfig
 from evomerge.engines import TransformersEngine
 from evomerge.merging.pool import ModelPool
 
@@ -27,7 +29,7 @@ def pool() -> ModelPool:
 
 @pytest.fixture(scope="session")
 def engine(pool: ModelPool) -> TransformersEngine:
-    return TransformersEngine(pool, EngineConfig(device="cpu", batch_size=16))
+    return TransformersEngine(pool, TransformersConfig(device="cpu", batch_size=16))
 
 
 def _items(skill: str) -> list[dict[str, Any]]:
@@ -130,4 +132,40 @@ def make_fitness(tasks: Path) -> FitnessMaker:
 @pytest.fixture(scope="session")
 def exact_engine(pool: ModelPool) -> TransformersEngine:
     """In float32, where the order of sums does not decide near-ties."""
-    return TransformersEngine(pool, EngineConfig(device="cpu", dtype="float32", batch_size=16))
+    return TransformersEngine(pool, TransformersConfig(device="cpu", dtype="float32", batch_size=16))
+
+
+RANDOM_SHAPE = {
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+
+
+def _save_random_family(folder: Path, config: type[Any], model: type[Any], **settings: Any) -> PoolConfig:
+    """A base with spread-out weights, and two experts near it, of a shape that vLLM takes on a CPU."""
+    torch.manual_seed(0)
+    base = model(config(**RANDOM_SHAPE, **settings)).requires_grad_(False)
+    for parameter in base.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.ndim == 1))
+    for name in ("base", "one", "two"):
+        made = model(base.config).requires_grad_(False)
+        made.load_state_dict(base.state_dict())
+        for parameter in made.parameters() if name != "base" else ():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        made.save_pretrained(folder / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            copy(MODELS / "base" / file, folder / name)
+    return PoolConfig(base=folder / "base", experts={name: folder / name for name in ("one", "two")})
+
+
+@pytest.fixture(scope="session")
+def save_random_family() -> Callable[..., PoolConfig]:
+    return _save_random_family

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from evomerge.config import EngineConfig
+from evomerge.config import TransformersConfig
 from evomerge.engines import TransformersEngine
 from evomerge.engines.calibration import calibrate
 from evomerge.errors import DiskError, MergeError, PoolError
@@ -22,7 +22,7 @@ from evomerge.recipe import uniform
 
 MODELS = Path(__file__).parents[2] / "experiments" / "quickstart" / "models"
 TOKENS = 200
-CPU = EngineConfig(device="cpu")
+CPU = TransformersConfig(device="cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +52,7 @@ def measured(pool: ModelPool, tmp_path_factory: pytest.TempPathFactory) -> Model
 
 @pytest.fixture(scope="module")
 def live(pool: ModelPool) -> TransformersEngine:
-    return TransformersEngine(pool, EngineConfig(device="cpu", dtype="float32"))
+    return TransformersEngine(pool, TransformersConfig(device="cpu", dtype="float32"))
 
 
 def sequences_of(engine: TransformersEngine, pool: ModelPool) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evomerge.config import EngineConfig
+from evomerge.config import TransformersConfig
 from evomerge.engines import TransformersEngine, calibration
 from evomerge.engines.calibration import calibrate
 from evomerge.errors import DiskError, MergeError
@@ -31,7 +31,7 @@ from evomerge.merging.transforms import transformed
 from evomerge.recipe import uniform
 
 MODELS = Path(__file__).parents[2] / "experiments" / "quickstart" / "models"
-CPU = EngineConfig(device="cpu")
+CPU = TransformersConfig(device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_an_adapter_is_run_as_it_adapts_the_base(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base"}))
     pool = calibrated_on(ModelPool.open(base, {"lora": folder}), tmp_path)
     calibrate(pool, ["grams"], CPU)
-    engine = TransformersEngine(pool, EngineConfig(device="cpu", dtype="float32"))
+    engine = TransformersEngine(pool, TransformersConfig(device="cpu", dtype="float32"))
     engine.load(uniform(("base",), layers=pool.layers, dtype="float32"))
     weight = engine.model.get_parameter(f"{name}.weight")
     weight.data += factors[f"base_model.model.{name}.lora_B.weight"] @ factors[f"base_model.model.{name}.lora_A.weight"]
@@ -166,7 +166,7 @@ def test_the_fisher_information_of_packed_experts_is_factored_expert_by_expert(p
     pair = CalibratedFacts(packed).fisher("one", name)
     assert isinstance(pair, tuple)
     assert [tuple(side.shape) for side in pair] == [(4, 48), (4, 16)]
-    engine = TransformersEngine(packed, EngineConfig(device="cpu", dtype="float32"))
+    engine = TransformersEngine(packed, TransformersConfig(device="cpu", dtype="float32"))
     engine.load(uniform(("one",), layers=packed.layers, dtype="float32"))
     weight, total = engine.model.get_parameter(name).requires_grad_(True), torch.zeros(4, 16, 48)
     sequences = sequences_of(engine, packed)
@@ -205,7 +205,7 @@ class Mixture(torch.nn.Module):
 def test_tokens_that_do_not_pass_a_map_count_as_zero(pool: ModelPool, calls: bool, tmp_path: Path) -> None:
     """As in a mixture of experts, of which some see few tokens and some see none."""
     whole = calibrated_on(pool, tmp_path, 64)
-    engine = TransformersEngine(whole, EngineConfig(device="cpu", dtype="float32"))
+    engine = TransformersEngine(whole, TransformersConfig(device="cpu", dtype="float32"))
     mlp = engine.model.get_submodule("model.layers.0.mlp")
     mlp.up_proj = Mixture(mlp.up_proj, calls)
     names = ["model.layers.0.mlp.up_proj.used.weight", "model.layers.0.mlp.up_proj.unused.weight"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from evomerge.config import EngineConfig
+from evomerge.config import TransformersConfig
 from evomerge.engines import TransformersEngine
 from evomerge.engines.generation import generate, make_prompts
-from evomerge.engines.runner import language_model
+from evomerge.engines.transformers_backend import TransformersBackend
 from evomerge.errors import TaskError
 from evomerge.recipe import uniform
 
@@ -19,7 +19,7 @@ PROMPTS = ["#>_dfccgc=", "#>_hiigab=", "#>_cediae=", "#>_abc=", "#>_", "abc"]
 @pytest.fixture(scope="module")
 def lm(exact_engine: TransformersEngine) -> Any:
     exact_engine.load(uniform(("rev",), layers=4, dtype="bfloat16"))
-    return language_model(exact_engine, chat_template=False)
+    return TransformersBackend(exact_engine, chat_template=False).lm
 
 
 def written(lm: Any, *prompts: str, **settings: Any) -> list[tuple[str, int]]:
@@ -99,7 +99,8 @@ def test_samples_follow_the_seed(lm: Any) -> None:
 
 
 def test_batches_are_of_the_engines_size_and_longest_first(pool: Any) -> None:
-    small = language_model(TransformersEngine(pool, EngineConfig(device="cpu", batch_size=4)), chat_template=False)
+    engine = TransformersEngine(pool, TransformersConfig(device="cpu", batch_size=4))
+    small = TransformersBackend(engine, chat_template=False).lm
     batches = make_prompts(small, [(prompt, {"until": ["."], "max_gen_toks": 9}) for prompt in PROMPTS])
     assert [len(batch.owners) for batch in batches] == [4, 2]
     assert [batch.tokens.shape[1] for batch in batches] == sorted((b.tokens.shape[1] for b in batches), reverse=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from evomerge.config import EngineConfig, FitnessConfig, FunctionConfig, ItemsConfig, LossConfig, ObjectiveConfig
+from evomerge.config import FitnessConfig, FunctionConfig, ItemsConfig, LossConfig, ObjectiveConfig, TransformersConfig
 from evomerge.engines import EvalRunner, TransformersEngine
 from evomerge.errors import MergeError, TaskError
 from evomerge.merging.pool import ModelPool
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> TransformersEngine:
     pool = ModelPool.open(folder / "base", {"bright": folder / "bright"})
-    return TransformersEngine(pool, EngineConfig(device="cpu"))
+    return TransformersEngine(pool, TransformersConfig(device="cpu"))
 
 
 def fitness(folder: Path) -> FitnessConfig:

@@ -113,6 +113,27 @@ def test_seconds_by_stage(runner: EvalRunner, chosen: ItemSet) -> None:
     assert min(seconds.values()) > 0
 
 
+def test_tokens_are_those_of_the_prompts_and_of_what_is_answered(
+    runner: EvalRunner, exact_engine: TransformersEngine
+) -> None:
+    exact_engine.load(average("rev"))
+    taken = {}
+    for task in ("rev_exact", "rev_choice", "rev_write"):
+        runner.score(ItemSet.of({task: (3,)}))
+        taken[task] = runner.tokens
+    docs = {name: runner._items[name][3].doc for name in taken}
+
+    def length(*texts: str) -> int:
+        return sum(len(exact_engine.tokenizer.encode(text)) for text in texts)
+
+    prompt = docs["rev_exact"]["prompt"]
+    assert taken["rev_exact"] == length(prompt, docs["rev_exact"]["answer"])
+    assert taken["rev_choice"] == length(prompt, *docs["rev_choice"]["choices"])  # the prompt once
+    assert length(prompt) < taken["rev_write"] <= length(prompt) + 10
+    runner.score(ItemSet.of(dict.fromkeys(taken, (3,))))
+    assert runner.tokens == sum(taken.values())
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [

@@ -24,10 +24,10 @@ REV = ROOT / "fitness" / "tasks" / "quickstart" / "rev.jsonl"
 FitnessMaker = Callable[..., FitnessConfig]
 
 
-def example() -> str:
-    """The function that the documentation shows."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "fitness.md").read_text(), flags=re.S)
-    return str(code)
+def blocks(language: str) -> dict[str, str]:
+    """What the documentation shows in a language: by the file that it names, or by number."""
+    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "fitness.md").read_text(), flags=re.S)
+    return {(re.match(r"# (\w+)\.py", text) or ["", f"block {n}"])[1]: text for n, text in enumerate(found)}
 
 
 def scorer(folder: Path, engine: TransformersEngine, code: str, **more: Any) -> FunctionScorer:
@@ -63,7 +63,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_the_documented_example_tells_experts_apart(exact_engine: TransformersEngine, tmp_path: Path) -> None:
-    (tmp_path / "answers.py").write_text(example())
+    (tmp_path / "answers.py").write_text(blocks("python")["answers"])
     answers = FunctionConfig(
         kind="function", function="answers:probability", items=REV, metrics=("probability",), folder=tmp_path
     )
@@ -81,10 +81,54 @@ def test_the_documented_example_tells_experts_apart(exact_engine: TransformersEn
     assert means["rev"] > 0.8 > means["sort"] + 0.3
 
 
+def documented(part: str, **more: Any) -> FitnessConfig:
+    written = yaml.safe_load(blocks("yaml")[part])
+    return FitnessConfig.model_validate_json(json.dumps(more | written), strict=True)
+
+
 def test_the_documented_fitness_is_valid() -> None:
-    text, *_ = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "fitness.md").read_text(), flags=re.S)
-    fitness = FitnessConfig.model_validate_json(json.dumps(yaml.safe_load(text)), strict=True)
+    fitness = documented("block 0")
     assert {measured.task for measured in fitness.metrics} > fitness.scorers.keys()
+
+
+def test_the_documented_objectives_are_valid() -> None:
+    items = {"search": 8, "confirm": 8}
+    (reasoning,) = documented("block 1", items=items).objectives
+    assert [metric.share for metric in reasoning.metrics] == pytest.approx([2 / 3, 1 / 3])
+    costed = documented("block 2", items=items)
+    assert [measured.cost for measured in costed.measured] == [None, "layers", "parameters"]
+
+
+def test_the_documented_limits_on_replies_hold_what_they_say(exact_engine: TransformersEngine, tmp_path: Path) -> None:
+    (tmp_path / "replies.py").write_text(blocks("python")["replies"])
+    fitness = documented("block 3")
+    prompts = [json.loads(line) for line in REV.read_text().splitlines()[:6]]
+    prompts[0]["script"] = "GREEK"
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(prompt | {"most": 8}) for prompt in prompts))
+    own: Any = fitness.scorers["replies"]
+    own = own.model_copy(update={"folder": tmp_path, "items": tmp_path / "prompts.jsonl"})
+    asked = fitness.model_copy(update={"scorers": {"replies": own}, "objectives": ()})
+    exact_engine.load(model("rev"))
+    responses, _ = EvalRunner(exact_engine, asked, seed=0).score(ItemSet.of({"replies": tuple(range(6))}))
+    found = {response.metric: response.values for response in responses}
+    assert found == {"json": (0.0,) * 6, "script": (0.0, *[1.0] * 5), "answers": (1.0,) * 6}
+
+
+@pytest.mark.parametrize(
+    ("reply", "script", "verdict"),
+    [
+        ('{"a": [1]}', "LATIN", (1, 1, 1)),
+        ("12", "LATIN", (0, 0, 1)),
+        ("I'm sorry, but I cannot.", "LATIN", (0, 1, 0)),
+        ("Καλημέρα", "GREEK", (0, 1, 1)),
+        ("Good morning", "GREEK", (0, 0, 1)),
+        ("  ", "LATIN", (0, 0, 0)),
+    ],
+)
+def test_the_documented_judge_of_replies(reply: str, script: str, verdict: tuple[int, ...]) -> None:
+    names: dict[str, Any] = {}
+    exec(blocks("python")["replies"], names)
+    assert names["judge"](reply, script) == dict(zip(("json", "script", "answers"), verdict, strict=True))
 
 
 def test_lm_eval_tasks_and_scorers_stand_side_by_side(exact_engine: TransformersEngine, tmp_path: Path) -> None:

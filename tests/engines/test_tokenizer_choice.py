@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.config import EngineConfig
+from evomerge.config import TransformersConfig
 from evomerge.engines import TransformersEngine
 from evomerge.merging.pool import ModelPool
 from evomerge.recipe import uniform
@@ -38,7 +38,7 @@ def chat(tmp_path: Path) -> Path:
 
 def test_the_live_model_has_the_chosen_vocabulary(chat: Path) -> None:
     pool = ModelPool.open(MODELS / "base", {"chat": chat, "sort": MODELS / "sort"}, tokenizer="chat")
-    engine = TransformersEngine(pool, EngineConfig(device="cpu"))
+    engine = TransformersEngine(pool, TransformersConfig(device="cpu"))
     engine.load(uniform(["chat"], layers=pool.layers, dtype=pool.dtype))
     held = load_file(chat / "model.safetensors")
     live = dict(engine.model.named_parameters(remove_duplicate=False))

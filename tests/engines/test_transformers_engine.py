@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from evomerge.config import EngineConfig
+from evomerge.config import TransformersConfig
 from evomerge.engines import TransformersEngine
 from evomerge.errors import ConfigError, MergeError, PoolError
 from evomerge.merging.checkpoint import Checkpoint
@@ -67,7 +67,7 @@ def test_a_search_may_be_approximate_and_a_confirmation_not(pool: ModelPool) -> 
         ),
         dtype=pool.dtype,
     )
-    engine = TransformersEngine(pool, EngineConfig(device="cpu", deltas="int8"))
+    engine = TransformersEngine(pool, TransformersConfig(device="cpu", deltas="int8"))
     engine.load(recipe, exact=False)
     near = weights(engine)
     assert engine.load(recipe).rewritten_share == 1.0
@@ -83,12 +83,12 @@ def test_a_search_may_be_approximate_and_a_confirmation_not(pool: ModelPool) -> 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_cpu_has_one_place_for_models(pool: ModelPool) -> None:
     with pytest.raises(ConfigError, match="expected a GPU for 'pinned'"):
-        TransformersEngine(pool, EngineConfig(residency="pinned"))
+        TransformersEngine(pool, TransformersConfig(residency="pinned"))
 
 
 def test_all_workers_of_a_machine_must_fit(pool: ModelPool) -> None:
     with pytest.raises(ConfigError, match="of host memory for 10000000 workers; use fewer workers"):
-        TransformersEngine(pool, EngineConfig(device="cpu"), workers=10**7)
+        TransformersEngine(pool, TransformersConfig(device="cpu"), workers=10**7)
 
 
 def test_after_a_failed_load_everything_is_rewritten(
@@ -114,7 +114,7 @@ def test_after_a_failed_load_everything_is_rewritten(
 
 
 def test_dtype_and_device_of_the_engine(pool: ModelPool) -> None:
-    engine = TransformersEngine(pool, EngineConfig(device="cpu", dtype="float32"))
+    engine = TransformersEngine(pool, TransformersConfig(device="cpu", dtype="float32"))
     engine.load(average(pool, "rev", "sort"))
     exported = dict(execute(lower(average(pool, "rev", "sort"), pool), pool))
     assert (engine.device, engine.dtype) == ("cpu", "float32")
@@ -144,7 +144,7 @@ def tied(tmp_path: Path) -> ModelPool:
 
 
 def test_tied_embeddings_stay_tied(tied: ModelPool) -> None:
-    engine = TransformersEngine(tied, EngineConfig(device="cpu"))
+    engine = TransformersEngine(tied, TransformersConfig(device="cpu"))
     engine.load(average(tied, "rev"))
     model: PreTrainedModel = engine.model
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -156,7 +156,9 @@ def test_weights_that_do_not_fit_the_config_are_named(tied: ModelPool, tmp_path:
         file = tmp_path / name / "config.json"
         file.write_text(file.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
     with pytest.raises(PoolError, match=r"parameter model\.layers\.2\.\S+: no such tensor"):
-        TransformersEngine(ModelPool.open(tmp_path / "base", {"rev": tmp_path / "rev"}), EngineConfig(device="cpu"))
+        TransformersEngine(
+            ModelPool.open(tmp_path / "base", {"rev": tmp_path / "rev"}), TransformersConfig(device="cpu")
+        )
 
 
 def test_an_unknown_architecture_is_refused(tied: ModelPool, tmp_path: Path) -> None:
@@ -164,4 +166,6 @@ def test_an_unknown_architecture_is_refused(tied: ModelPool, tmp_path: Path) -> 
         file = tmp_path / name / "config.json"
         file.write_text(file.read_text().replace('"model_type": "llama"', '"model_type": "lama"'))
     with pytest.raises(PoolError, match="expected a causal language model"):
-        TransformersEngine(ModelPool.open(tmp_path / "base", {"rev": tmp_path / "rev"}), EngineConfig(device="cpu"))
+        TransformersEngine(
+            ModelPool.open(tmp_path / "base", {"rev": tmp_path / "rev"}), TransformersConfig(device="cpu")
+        )

@@ -80,8 +80,8 @@ def test_a_false_bank_is_flagged_with_the_right_sign() -> None:
 def test_correction_removes_the_bias_of_a_false_bank() -> None:
     before, after, covered = [], [], []
     for seed in range(10):
-        truth, responses, inclusion = generation(HARDER, seed)
-        prior, score = population_prior(HARDER, 50), truth.mean(axis=1)
+        truth, responses, inclusion = generation(HARDER, seed, 200)
+        prior, score = population_prior(HARDER, 200), truth.mean(axis=1)
         estimates = MapAbility(bank=HARDER, prior=prior)(responses, inclusion)
         fixed = corrected(estimates, audit_generation(HARDER, prior, responses, inclusion), ITEMS)
         before.append((estimates.mean - score).mean())
@@ -106,12 +106,20 @@ def test_correction_hardly_touches_a_true_bank() -> None:
 
 @pytest.mark.parametrize(
     ("residual", "promoted", "remedy"),
-    [(0.01, 9, "none"), (-0.019, 9, "none"), (0.025, 9, "widen"), (0.05, 0, "correct"), (-0.05, 3, "refit")],
+    [(0.01, 9, "none"), (-0.019, 9, "none"), (0.025, 9, "correct"), (0.05, 0, "correct"), (-0.05, 3, "refit")],
 )
 def test_remedies(residual: float, promoted: int, remedy: str) -> None:
     audit = Audit(residual=residual, se=0.01, spread=0.0, items=100, candidates=25)
     assert audit.remedy(promoted) == remedy
-    assert audit.widening() >= 1.0
+
+
+@pytest.mark.parametrize(("residual", "believed"), [(0.0, 0.0), (0.02, 0.0), (-0.02, 0.0), (0.04, 0.75), (-0.2, 0.99)])
+def test_a_residual_is_believed_the_more_the_surer_it_is(residual: float, believed: float) -> None:
+    audit = Audit(residual=residual, se=0.01, spread=0.02, items=100, candidates=25)
+    assert audit.belief == pytest.approx(believed)
+    assert audit.shift == pytest.approx(believed * residual)
+    left = believed * 5e-4 + (1 - believed) * max(0.0, residual**2 - 1e-4)
+    assert audit.doubt == pytest.approx(left)
 
 
 def test_without_audit_items_nothing_is_said() -> None:
@@ -120,7 +128,9 @@ def test_without_audit_items_nothing_is_said() -> None:
     nothing = audit_generation(BANK, prior, responses, np.full_like(inclusion, np.nan))
     assert (nothing.z, nothing.flagged, nothing.remedy(5), nothing.items) == (0.0, False, "none", 0)
     estimates = MapAbility(bank=BANK, prior=prior)(responses)
-    assert corrected(estimates, nothing, ITEMS) is estimates
+    same = corrected(estimates, nothing, ITEMS)
+    assert np.array_equal(same.mean, estimates.mean)
+    assert np.array_equal(same.sd, estimates.sd)
     assert np.isnan(estimates.audit_z).all()
 
 

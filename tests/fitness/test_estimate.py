@@ -68,7 +68,7 @@ def test_objectives_on_one_task_share_its_items() -> None:
 
 
 def test_the_interval_is_students() -> None:
-    low, high = Estimate(mean=1.0, se=0.5, items=10, centre=0.9).interval(0.95)
+    low, high = Estimate(mean=1.0, se=0.5, items=10, freedom=9, centre=0.9).interval(0.95)
     assert (low, high) == pytest.approx((0.9 - 0.5 * 2.262157, 0.9 + 0.5 * 2.262157))
 
 

@@ -86,6 +86,29 @@ def course(
     return told, crowd, asked
 
 
+def test_candidates_that_answered_little_do_not_draw_the_next_ones_to_the_population() -> None:
+    """Strong parents, a bank of weak models, nobody promoted: what is learned from a few answers must not mislead."""
+    items = SPLIT.pool["a"]
+    weak = Crowd({1000 + k: a for k, a in enumerate(np.random.default_rng(2).normal(-1.0, 0.7, 150))})
+    bank = fit_bank(
+        np.stack([row[list(items)] for row in weak.answers.values()]),
+        task="a",
+        metric="acc",
+        items=items,
+        digest="words",
+    )
+    crowd = Crowd({number: 1.0 for number in range(3 + 60)})
+    assessment = Assessment(
+        reader(banks=[bank], promote=0), [OBJECTIVE], contest="mean", search=4, race=None, promote=0, seed=5
+    )
+    biases = []
+    for g in range(5):
+        born = {n: tuple(np.random.default_rng(n).random(3).tolist()) for n in range(3 + 12 * g, 15 + 12 * g)}
+        told, _ = crowd.play(assessment.generation(g, {"base": 0, "x": 1, "uniform": 2}, born))
+        biases.append(np.mean([told[n].scores[0] - crowd.truth(n) for n in born]))
+    assert abs(np.mean(biases[1:])) < abs(biases[0]) + 0.02
+
+
 def test_anchors_and_promoted_candidates_are_known_exactly() -> None:
     told, crowd, asked = course(3)
     for number in (0, 1, 2):

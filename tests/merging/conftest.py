@@ -125,6 +125,7 @@ class MemoryPool:
     layers: int
     digest: str
     config: dict[str, Any]
+    carried: tuple[Any, ...] = ()
     base: str = "base"
     calibration: Any = None
 

@@ -105,12 +105,17 @@ def assert_same_in_any_blocks(recipe: Recipe, pool: Any, block: int) -> None:
 
 
 def assert_nearly_rounded(recipe: Recipe, pool: Any) -> None:
-    """Of many elements, one in a thousand is off by one unit in the last place, none by more."""
-    ((name, out),) = execute(lower(recipe, pool), pool)
+    """Of many elements, one in a thousand is off by one unit in the last place, none by more.
+
+    Where base and changes cancel, that unit is less than what fp32 can tell apart.
+    """
+    plan = lower(recipe, pool)
+    ((name, out),) = execute(plan, pool)
     expected = dict(reference_merge(recipe, pool))[name].to(out.dtype)
     assert float((out != expected).double().mean()) <= 0.001
     apart = (out.double() - expected.double()).abs()
-    assert bool((apart <= 2 * half_ulp(torch.maximum(out.abs(), expected.abs()), out.dtype)).all())
+    unit = 2 * half_ulp(torch.maximum(out.abs(), expected.abs()), out.dtype)
+    assert bool((apart <= unit + tolerance(plan.tensors[0], pool)).all())
 
 
 def large_family(*, shape: tuple[int, int] = (1000, 400)) -> dict[str, dict[str, torch.Tensor]]:

@@ -24,7 +24,7 @@ from evomerge.merging.operators import lower
 from evomerge.merging.plan import Copy, Core, Damping, MergePlan
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.reference import reference_merge
-from evomerge.recipe import OPERATORS, Field, Recipe, options_of
+from evomerge.recipe import OPERATORS, Field, Hop, Recipe, options_of
 
 MakeFamily = Callable[..., Any]
 Q, K, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.2.mlp.down_proj"
@@ -100,6 +100,16 @@ def test_equals_the_oracle(pool: ModelPool, operator: str) -> None:
     recipe = recipe_of(operator, pool)
     wanted = dict(reference_merge(recipe, pool))
     for name, got in merged(recipe, pool).items():
+        torch.testing.assert_close(got.double(), wanted[name], rtol=1e-5, atol=2e-6)
+
+
+def test_layers_of_a_merge_in_core_space_are_moved_like_others(pool: ModelPool) -> None:
+    path = (Hop(layer=0), Hop(layer=2), Hop(source="one", layer=0), Hop(layer=0, scale=2.0), Hop(layer=2))
+    recipe = replace(recipe_of("ties", pool), path=path)
+    wanted = dict(reference_merge(recipe, pool))
+    found = merged(recipe, pool)
+    assert found.keys() == wanted.keys()
+    for name, got in found.items():
         torch.testing.assert_close(got.double(), wanted[name], rtol=1e-5, atol=2e-6)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from evomerge.merging import compiled, masks, ranks
 from evomerge.merging.compiled import Compiler, missing
 from evomerge.merging.keep_rules import Drop, Prune
-from evomerge.merging.kept import kept_l1
+from evomerge.merging.kept import kept_l1, kept_l1_from_table
 from evomerge.merging.statistics import Difference
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
@@ -46,6 +47,15 @@ def _densities(pool: Any, source: str, rule: Drop | Prune, x: torch.Tensor) -> t
         return rule.density
     table = ranks.table(pool, Difference(base="base", source=source, names=(NAME,)), rule.ranks)
     return rule.low + (rule.high - rule.low) * ranks.levels(table, rule.ranks, 0, x).double() / 255
+
+
+@RULES
+@pytest.mark.parametrize("density", [0.2, 0.3333, 0.5, 0.8])
+def test_a_table_holds_the_same_sums(memory_pool: MakePool, rules: dict[str, Drop | Prune], density: float) -> None:
+    pool = pool_of(memory_pool)
+    moved = {source: replace(rule, density=density) for source, rule in rules.items()}
+    expected = kept_l1(pool, "base", moved, NAME, compiler=NEVER)
+    assert {source: kept_l1_from_table(pool, "base", source, moved[source], NAME) for source in moved} == expected
 
 
 @RULES

@@ -50,19 +50,30 @@ def test_does_not_depend_on_where_a_block_starts(seed: int, start: int, count: i
     assert torch.equal(masks.keep(seed, density, start, count).bool(), whole[start:] < density)
 
 
-@given(SEEDS, st.integers(0, 50), *2 * [st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0]))])
-def test_levels_have_densities_of_their_own(seed: int, start: int, one: float, other: float) -> None:
-    low, high = sorted([one, other])
+CENTRES = st.floats(0, 1).flatmap(lambda d: st.tuples(st.just(d), st.floats(0, min(d, 1 - d))))
+
+
+@given(SEEDS, st.integers(0, 50), st.one_of(CENTRES, st.sampled_from([(0.5, 0.5), (0.0, 0.0), (1.0, 0.0)])))
+def test_levels_have_densities_of_their_own(seed: int, start: int, window: tuple[float, float]) -> None:
+    density, epsilon = window
     levels = torch.arange(256, dtype=torch.int32)
     numbers = masks.uniform(seed, start, len(levels))
-    densities = low + (high - low) * levels.double() / 255
-    kept = masks.keep_by_level(seed, low, high, levels, start).bool()
-    sure = (numbers - densities).abs() > 2.0**-31
+    densities = density - epsilon + 2 * epsilon * levels.double() / 255
+    kept = masks.keep_by_level(seed, density, epsilon, levels, start).bool()
+    sure = (numbers - densities).abs() > 2.0**-29
     assert torch.equal(kept[sure], (numbers < densities)[sure])
-    first, step = masks.ramp(low, high)
-    limits = masks.level_limits(first, step, levels)
+    limits = masks.level_limits(*masks.ramp(density, epsilon), levels)
     word, index = torch.tensor(masks.word(seed, start - start % 2)), torch.arange(256) + start % 2
     assert torch.equal(masks.kept_by_word(word, limits, index), kept)
+
+
+@given(SEEDS, st.integers(0, 50), st.integers(1, masks.STEPS - 1), st.floats(0, 0.5))
+def test_bins_tell_what_masks_of_all_densities_keep(seed: int, start: int, k: int, epsilon: float) -> None:
+    density = k / masks.STEPS
+    assert torch.equal(masks.bins(seed, start, 300) < k, masks.keep(seed, density, start, 300).bool())
+    epsilon, levels = min(epsilon, density, 1 - density), torch.arange(300, dtype=torch.int32) % 256
+    kept = masks.keep_by_level(seed, density, epsilon, levels, start).bool()
+    assert torch.equal(masks.bins(seed, start, 300, epsilon, levels) < k, kept)
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-6, 0.1, 0.5, 0.9])

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from evomerge import config
 from evomerge.pareto import hypervolume, nondominated
-from evomerge.population import Algorithm, Evaluation, build_algorithm
+from evomerge.population import Algorithm, Evaluation, Problem, build_algorithm
 from evomerge.spaces import Genome, ParameterSpace
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -27,8 +27,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "islands": {"kind": "islands", "population": 16},
     "map": {"kind": "map", "population": 8},
     "random": {"kind": "random", "population": 8},
+    "kinship": {"kind": "kinship", "population": 8},
+    "frank_wolfe": {"kind": "frank_wolfe", "population": 8},
+    "by_layer": {"kind": "frank_wolfe", "population": 8, "by": "layer"},
+    "reinforced": {"kind": "reinforced", "population": 8},
+    "qd": {"kind": "qd", "population": 8},
+    "refined": {
+        "kind": "refined",
+        "stages": [
+            {"knots": 1, "evaluations": 16, "algorithm": {"kind": "cma", "population": 8}},
+            {"knots": 2, "evaluations": 24, "algorithm": {"kind": "nsga2", "population": 8}},
+            {"algorithm": {"kind": "cma", "population": 8}},
+        ],
+    },
 }
-CONFIG: TypeAdapter[Any] = TypeAdapter(config.Algorithm)
+CONFIG: TypeAdapter[Any] = TypeAdapter(config.AlgorithmConfig)
 Costs = Callable[[Genome], tuple[float, ...]]
 
 
@@ -47,7 +60,7 @@ def space(genes: int = 6) -> ParameterSpace:
 
 def build(kind: str, *, seed: int = 3, objectives: int = 2, genes: int = 6, **changes: Any) -> Algorithm:
     chosen = CONFIG.validate_python(CONFIGS[kind] | changes)
-    return build_algorithm(chosen, space=space(genes), weights=(1.0,) * objectives, seed=seed)
+    return build_algorithm(chosen, Problem(space=space(genes), weights=(1.0,) * objectives, seed=seed))
 
 
 def two_spheres(genome: Genome) -> tuple[float, ...]:
@@ -88,7 +101,7 @@ class TestConformance:
     def test_generations_are_full_and_fit_the_space(self, kind: str) -> None:
         algorithm = build(kind)
         for generation in drive(algorithm, 12):
-            assert len(generation) == algorithm.population == CONFIGS[kind]["population"]
+            assert len(generation) == algorithm.population == CONFIGS[kind].get("population", 8)
             assert {len(genome) for genome in generation} == {6}
 
     def test_the_seed_decides(self, kind: str) -> None:
@@ -178,12 +191,12 @@ class TestConformance:
     @pytest.mark.parametrize("objectives", [1, 3])
     @pytest.mark.parametrize("genes", [3, 40])
     def test_other_sizes_work_or_are_refused(self, kind: str, objectives: int, genes: int) -> None:
-        population = 16 if kind == "islands" else 4
-        if CONFIG.validate_python(CONFIGS[kind] | {"population": population}).misfit(objectives, genes):
+        few = {"population": 16 if kind == "islands" else 4} if "population" in CONFIGS[kind] else {}
+        if CONFIG.validate_python(CONFIGS[kind] | few).misfit(objectives, genes):
             with pytest.raises(ValueError, match=r"takes at most|needs at least"):
-                build(kind, objectives=objectives, genes=genes, population=population)
+                build(kind, objectives=objectives, genes=genes, **few)
             return
-        algorithm = build(kind, objectives=objectives, genes=genes, population=population)
+        algorithm = build(kind, objectives=objectives, genes=genes, **few)
         drive(algorithm, 10, lambda genome: genome.values[:objectives])
 
 

@@ -10,11 +10,11 @@ from pydantic import TypeAdapter
 
 from evomerge import config
 from evomerge.pareto import hypervolume
-from evomerge.population import FEWEST_EARLIER, Algorithm, Evaluation, build_algorithm
+from evomerge.population import FEWEST_EARLIER, Algorithm, Evaluation, Problem, build_algorithm
 from evomerge.population.cma import Cma, learned_from
 from evomerge.spaces import Gene, Genome
 
-CONFIG: TypeAdapter[Any] = TypeAdapter(config.Algorithm)
+CONFIG: TypeAdapter[Any] = TypeAdapter(config.AlgorithmConfig)
 Costs = Callable[[Genome], tuple[float, ...]]
 
 
@@ -46,10 +46,7 @@ def build(
 ) -> Algorithm:
     return build_algorithm(
         CONFIG.validate_python({"kind": kind, **keys}),
-        space=box or Box(8),
-        weights=(1.0,) * objectives,
-        seed=seed,
-        earlier=told,
+        Problem(space=box or Box(8), weights=(1.0,) * objectives, seed=seed, earlier=told),
     )
 
 

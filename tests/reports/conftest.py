@@ -1,8 +1,9 @@
-"""Runs with made-up scores in real run folders."""
+"""Runs with made-up scores in real run folders, which do not wait for the disk."""
 
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import Any, Literal
 import pytest
 
 from evomerge.outcome import Failed, ItemSet, Job, Phase, Responses, Scored
-from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Recipe, options_of, uniform
+from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Hop, Recipe, options_of, uniform
 from evomerge.reports import Summary, summarize
 from evomerge.rng import stream
 from evomerge.runs import Candidate, RunStore
+from evomerge.runs.schema import connect as flushing
 
 LAYERS = 4
 
@@ -31,6 +33,8 @@ class Scenario:
         searched: candidates that were scored in the search.
         finished: the finalists were confirmed.
         failures: reasons of candidates that failed.
+        paths: every merged model runs its first layer twice.
+        algorithm: its kind.
     """
 
     goals: tuple[Literal["max", "min"], ...] = ("max", "max")
@@ -40,6 +44,8 @@ class Scenario:
     finished: bool = True
     failures: tuple[str, ...] = ()
     name: str = "made-up"
+    paths: bool = False
+    algorithm: str = "random"
 
 
 def experiment(scenario: Scenario) -> dict[str, Any]:
@@ -53,13 +59,13 @@ def experiment(scenario: Scenario) -> dict[str, Any]:
         "pool": {"base": "/models/base", "experts": {f"e{i}": f"/models/{i}" for i in range(len(scenario.experts))}},
         "space": {"kind": "parameter", "operator": {"name": "task_arithmetic"}, "genes": {"weight": {}}},
         "fitness": {"tasks": ["/tasks"], "objectives": objectives, "items": {"search": 40, "confirm": 400}},
-        "algorithm": {"kind": "random", "population": 4},
+        "algorithm": {"kind": scenario.algorithm, "population": 4},
         "budget": {"evaluations": 30},
         "seed": 3,
     }
 
 
-def merged(experts: Sequence[str], number: int) -> Recipe:
+def merged(experts: Sequence[str], number: int, path: tuple[Hop, ...] = ()) -> Recipe:
     draw = stream(0, "test recipe", number)
     weight = Field.of(
         {role: draw.uniform(0, 1, (LAYERS if role in DEPTH_ROLES else 1, len(experts))).tolist() for role in ROLES}
@@ -70,8 +76,15 @@ def merged(experts: Sequence[str], number: int) -> Recipe:
         base="base",
         sources=tuple(experts),
         parameters=(("lambda", Field.constant([1.0], LAYERS)), ("weight", weight)),
+        path=path,
         dtype="bfloat16",
     )
+
+
+def looped(experts: Sequence[str]) -> tuple[Hop, ...]:
+    """The merge's layers, its first one twice, the last one an expert's and scaled."""
+    own = tuple(Hop(layer=layer) for layer in (0, *range(LAYERS - 1)))
+    return (*own, Hop(source=experts[0], layer=LAYERS - 1, scale=0.5))
 
 
 def anchors(experts: Sequence[str]) -> list[Candidate]:
@@ -112,7 +125,7 @@ def write(scenario: Scenario, folder: Path) -> Path:
         proposals = [
             Candidate(
                 id=len(references) + i, kind="search", generation=i // 4, slot=i % 4, genome=(0.5,),
-                recipe=merged(scenario.experts, i),
+                recipe=merged(scenario.experts, i, looped(scenario.experts) if scenario.paths else ()),
             )
             for i in range(scenario.searched + len(scenario.failures))
         ]  # fmt: skip
@@ -148,6 +161,18 @@ def _fail(store: RunStore, candidate: Candidate, reason: str) -> None:
     store.start_attempt(job)
     failed = Failed(candidate=candidate.id, phase="search", stage="evaluate", reason=reason)
     store.record(failed, job=job, final=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_flushing() -> Iterator[None]:
+    def connect(path: Path) -> sqlite3.Connection:
+        db = flushing(path)
+        db.execute("PRAGMA synchronous = OFF")
+        return db
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evomerge.runs.store.connect", connect)
+        yield
 
 
 @pytest.fixture

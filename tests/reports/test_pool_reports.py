@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 
-import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
@@ -70,16 +69,19 @@ def test_the_page_is_whole_and_offline(tmp_path: Path, experts: tuple[str, ...])
     assert "<title>mine · evomerge pool</title>" in page
     block = re.search(r'<script type="application/json" id="evomerge-figures">(.*?)</script>', page, flags=re.S)
     assert block is not None
-    figures = json.loads(block[1])
-    assert figures.keys() == {"cosines", "changes", "conflicts", "pairs"}
-    for name, figure in figures.items():
-        go.Figure(figure)  # refuses unknown properties and values
+    tables = json.loads(block[1])
+    assert tables.keys() == {"cosines", "changes", "conflicts", "pairs"}
+    for name, table in tables.items():
         assert f'id="{name}"' in page
-    changes = figures["changes"]["data"][0]
-    assert changes["y"] == ["embed", "layer 0", "layer 1", "layer 2", "head"]
-    assert len(changes["x"]) == 3 * len(experts)
-    assert changes["z"][0] == [0.0] * len(changes["x"])
-    assert changes["z"][1][0] == pytest.approx(0.1)
+        assert len(table["values"]) == len(table["rows"])
+        assert {len(row) for row in table["values"]} == {len(table["columns"])}
+        low, high = table["range"]
+        assert all(low <= value <= high for row in table["values"] for value in row)
+    changes = tables["changes"]
+    assert changes["rows"] == ["embed", "layer 0", "layer 1", "layer 2", "head"]
+    assert len(changes["columns"]) == 3 * len(experts)
+    assert changes["values"][0] == [0.0] * len(changes["columns"])
+    assert changes["values"][1][0] == pytest.approx(0.1)
     assert not re.search(r'(src|href)="(?!data:)', page.split("<script>", maxsplit=1)[0])
 
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.recipe import OPERATORS, Field, Recipe, options_of, uniform
+from evomerge.recipe import OPERATORS, Field, Hop, Recipe, options_of, uniform
 from evomerge.reports import Summary, verdict
-from evomerge.reports.heatmaps import heatmap
 from evomerge.reports.words import describe, membership, number, one_line, percent
 
 Make = Callable[..., Summary]
@@ -125,6 +124,9 @@ def test_percent(level: float, text: str) -> None:
 
 def test_recipes_in_words() -> None:
     assert describe(uniform(["rev"], layers=2, dtype="float32")) == "rev as it is"
+    path = (Hop(source="rev", layer=0), Hop(source="rev", layer=1), Hop(source="sort", layer=1, scale=0.5))
+    routed = replace(uniform(["rev"], layers=2, dtype="float32"), path=path)
+    assert describe(routed) == "layers rev 0-1, sort 1 (x0.5); the rest: rev as it is"
     recipe = Recipe(
         operator="task_arithmetic",
         options=options_of(OPERATORS["task_arithmetic"], "paper"),
@@ -137,4 +139,3 @@ def test_recipes_in_words() -> None:
     chosen = replace(recipe, transforms=("none", "star"), options=(("normalize", True),))
     expected = "task_arithmetic of base + rev + sort~star:40, normalize true, weight rev=0.25 sort=0.50"
     assert describe(chosen) == expected
-    assert heatmap(chosen, "weight").columns == ("rev · all modules", "sort~star:40 · all modules")

@@ -242,7 +242,7 @@ class TestWhatIsNoRun:
         db = sqlite3.connect(filled.folder / "run.db")
         db.execute("PRAGMA user_version = 9")
         db.close()
-        with pytest.raises(StoreError, match="expected run format 2; got 9"):
+        with pytest.raises(StoreError, match="expected run format 3; got 9"):
             method(filled.folder)
 
     def test_a_damaged_database(self, filled: RunStore, method: Any) -> None:
@@ -264,7 +264,7 @@ class TestArchive:
     def test_it_holds_what_a_run_determines_and_nothing_else(self, filled: RunStore) -> None:
         data = json.loads(filled.archive())
         assert sorted(data) == ["candidates", "failures", "format", "results"]
-        assert sorted(data["results"][0]) == ["candidate", "items_digest", "phase", "responses", "round"]
+        assert sorted(data["results"][0]) == ["candidate", "items_digest", "phase", "responses", "round", "tokens"]
         assert data["candidates"][1]["genome"] == [1 / 7, 0.1 + 0.2]
         assert data["failures"] == [{"candidate": 1, "phase": "search", "stage": "evaluate"}]
         assert str(filled.folder) not in filled.archive().decode()

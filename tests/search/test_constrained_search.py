@@ -12,8 +12,7 @@ from evomerge.config import Experiment
 from evomerge.errors import RunError
 from evomerge.opening import open_run, space_of
 from evomerge.outcome import Failed, Job, Outcome
-from evomerge.reports import model_card, summarize
-from evomerge.reports.words import verdict
+from evomerge.reports import model_card, summarize, verdict
 from evomerge.runs import RunStore
 from evomerge.search import Search
 from evomerge.stopping import Stop

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evomerge.config import ParameterSpaceConfig, load_space, shipped_names
 from evomerge.errors import ConfigError
 from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES
-from evomerge.spaces import Gene, Genome, ParameterSpace, build_space
+from evomerge.spaces import Gene, Genome, Models, ParameterSpace, build_space
 
 GROUPINGS = (
     {"block": ["attention", "mlp", "norm"]},
@@ -204,13 +204,20 @@ def test_genomes_are_values() -> None:
 @pytest.mark.parametrize("name", shipped_names("search_spaces"))
 def test_shipped_spaces_load_and_decode(name: str) -> None:
     config = load_space(name)
-    experts = ("rev", "sort", "ciph")[: OPERATORS[config.operator.name].max_sources]
-    space = build_space(config, base="base", experts=experts, layers=4, dtype="bfloat16", seed=0)
-    assert space.decode(space.start).sources == experts
+    most = min((OPERATORS[operator.name].max_sources or 3 for operator in config.operators), default=3)
+    models = Models(base="base", experts=("rev", "sort", "ciph")[:most], layers=4, dtype="bfloat16")
+    space = build_space(config, models, 0)
+    assert {"base", *models.experts} >= set(space.decode(space.start).models) > set()
+
+
+def shipped(name: str) -> ParameterSpaceConfig:
+    config = load_space(name)
+    assert isinstance(config, ParameterSpaceConfig)
+    return config
 
 
 def test_lines_grow_from_the_first_layer_to_the_last() -> None:
-    space = space_of(load_space("lines"), layers=5)
+    space = space_of(shipped("lines"), layers=5)
     weights, scales = ["weight.block.rev.k0", "weight.block.sort.k0"], ["lambda.block.k0", "lambda.block.k1"]
     assert [gene.name for gene in space.genes] == weights + scales
     recipe = space.decode(Genome((0.25, 0.5, 0.25, 0.75)))
@@ -255,6 +262,6 @@ def test_values_per_expert_that_do_not_fit_are_refused(
 
 
 def test_quickstart_space_is_small_and_starts_at_the_average() -> None:
-    space = space_of(load_space("task_arithmetic"), experts=("rev", "sort", "ciph"), layers=4)
+    space = space_of(shipped("task_arithmetic"), experts=("rev", "sort", "ciph"), layers=4)
     assert len(space.genes) == 18
     assert space.decode(space.start).parameter("weight").at("mlp", 2) == (0.333333,) * 3

@@ -59,7 +59,14 @@ class ToyWorker:
         responses = (
             Responses(task=task, metric="acc", items=ids, values=tuple(float(i + job.candidate) for i in ids)),
         )
-        return Scored(candidate=job.candidate, phase=job.phase, round=job.round, responses=responses, worker="toy")
+        return Scored(
+            candidate=job.candidate,
+            phase=job.phase,
+            round=job.round,
+            responses=responses,
+            seconds={"forward": 0.01},
+            worker="toy",
+        )
 
 
 class MakeToy:

@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 
 from evomerge.config import (
-    EngineConfig,
     FitnessConfig,
     ItemsConfig,
     ObjectiveConfig,
     PoolConfig,
     RayConfig,
+    ScreenConfig,
     SerialConfig,
+    TransformersConfig,
 )
 from evomerge.errors import MergeError, PoolError, RunError
 from evomerge.outcome import Failed, ItemSet, Job, Scored
-from evomerge.recipe import uniform
+from evomerge.recipe import Hop, uniform
 from evomerge.workers import SerialExecutor, WorkerSpec, build_executor
 from evomerge.workers.base import StartFailure, one_line
 from evomerge.workers.candidate import MergeWorker
@@ -39,7 +40,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
             objectives=(ObjectiveConfig(name="rev", task="quickstart_rev"),),
             items=ItemsConfig(search=8, confirm=8),
         ),
-        engine=EngineConfig(),
+        engine=TransformersConfig(),
         seed=0,
         log=tmp_path_factory.mktemp("logs"),
     )
@@ -160,3 +161,20 @@ def test_one_line_is_one_line() -> None:
     assert one_line(MergeError("expected a,\n  got b")) == "expected a, got b"
     assert one_line(KeyError()) == "KeyError"
     assert len(one_line(ValueError("x" * 1000))) == 300
+
+
+def test_broken_paths_are_screened_in_the_search_alone(spec: WorkerSpec, job: Job, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("#>_dfccgc=cgccfd.")
+    screen = ScreenConfig(text=tmp_path / "text.txt")
+    worker = MergeWorker(replace(spec, fitness=spec.fitness.model_copy(update={"screen": screen})))
+    assert worker.info().screen
+    scored = worker.run(job)
+    assert isinstance(scored, Scored)
+    assert scored.seconds["screen"] > 0
+    broken = replace(job, recipe=replace(job.recipe, path=tuple(Hop(source="rev", layer=layer) for layer in (3, 3, 0))))
+    outcome = worker.run(broken)
+    assert isinstance(outcome, Failed)
+    assert (outcome.stage, outcome.retry) == ("screen", False)
+    assert "expected a mean loss of at most 3.466 nats" in outcome.reason
+    assert isinstance(worker.run(replace(broken, phase="confirm")), Scored)
+    assert isinstance(worker.run(replace(broken, round=1)), Scored)

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from evomerge.config import RayConfig
+from evomerge.config import RayConfig, WorkerRange
 from evomerge.errors import ConfigError, RunError
 from evomerge.outcome import Failed, Job, Outcome, Scored
 
@@ -88,6 +89,10 @@ def test_a_worker_killed_from_outside_in_mid_job(make: Any, toys: Any, job_of: J
     lost = drain(executor, 1)[0]
     assert isinstance(lost, Failed)
     assert lost.stage == "worker"
+    deadline = time.monotonic() + 30
+    while executor.capacity < 2 and time.monotonic() < deadline:
+        executor.wait(1.0)
+        time.sleep(0.1)
     assert executor.capacity == 2
 
 
@@ -126,6 +131,92 @@ def test_demands_that_nothing_meets_end_the_run_with_what_there_is(make: Any, to
         make(toys(), workers=1, gpus=1, start_timeout_seconds=1.0).start()
 
 
+def test_a_job_that_waited_at_a_dead_worker_is_not_charged(make: Any, toys: Any, job_of: JobOf) -> None:
+    executor = make(toys({20: "die"}), workers=1)
+    executor.start()
+    for number in range(6):  # until it is known that jobs are short
+        executor.submit(job_of(number))
+        drain(executor, 1)
+    assert executor.capacity == 2
+    for number in (20, 21, 22):
+        executor.submit(job_of(number))
+    outcomes = drain(executor, 3)
+    assert isinstance(outcomes[20], Failed)
+    assert isinstance(outcomes[21], Scored)
+    assert isinstance(outcomes[22], Scored)
+
+
+def test_workers_join_when_the_cluster_has_room(make: Any, toys: Any) -> None:
+    import ray
+
+    other = ray.remote(num_cpus=1)(type("Other", (), {})).remote()
+    executor = make(toys(), workers=WorkerRange(min=1, max=4))
+    executor.start()
+    _wait_for(lambda: executor.capacity == 2, executor)
+    time.sleep(1.0)
+    executor.wait(0.1)
+    assert executor.capacity == 2
+    ray.kill(other)
+    _wait_for(lambda: executor.capacity == 4, executor)
+
+
+def _wait_for(condition: Callable[[], bool], executor: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        executor.wait(0.5)
+        time.sleep(0.1)
+    assert condition()
+
+
+def test_fewer_workers_than_the_fewest_end_the_run(make: Any, toys: Any) -> None:
+    import ray
+
+    other = ray.remote(num_cpus=1)(type("Other", (), {})).remote()
+    executor = make(toys(), workers=WorkerRange(min=3, max=3), cpus=0.6, start_timeout_seconds=3.0)
+    with pytest.raises(
+        RunError, match=r"each asks for 0.6 CPU and 0 GPU, the cluster has 2 CPU and 0 GPU, of which free"
+    ):
+        _start_and_wait(executor)
+    ray.kill(other)
+
+
+def _start_and_wait(executor: Any) -> None:
+    executor.start()
+    _wait_for(lambda: False, executor)
+
+
+def test_a_worker_that_finds_other_models_is_refused(make: Any, toys: Any, job_of: JobOf, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+
+    class Differing:
+        def __call__(self) -> Any:
+            return self
+
+        def info(self) -> Any:
+            found = replace(toys()().info(), pool_digest="other" if flag.exists() else "d")
+            flag.touch()
+            return found
+
+        def run(self, job: Job) -> Any:
+            return toys()().run(job)
+
+    executor = make(Differing(), workers=1)
+    executor.start()
+    os.kill(int(executor._crew.info.versions["pid"]), signal.SIGKILL)
+    executor.submit(job_of(0))
+    assert isinstance(drain(executor, 1)[0], Failed)
+    executor.submit(job_of(0, attempt=2))
+    with pytest.raises(RunError, match="expected what the other workers found; got pool_digest 'other' instead of 'd'"):
+        drain(executor, 1)
+
+
+def test_other_versions_on_a_node_are_refused_with_the_list(make: Any, toys: Any) -> None:
+    executor = make(toys(), workers=1)
+    executor._crew._versions = executor._crew._versions | {"torch": "0.1", "numpy": "0.2"}
+    with pytest.raises(RunError, match=r"same versions on the driver .*got numpy: 0.2 here, .*; torch: 0.1 here, "):
+        executor.start()
+
+
 def test_more_workers_than_this_machine_holds_are_refused_at_once(make: Any, toys: Any) -> None:
     with pytest.raises(ConfigError, match="1 workers of 4000 CPUs each do not fit this machine's"):
         make(toys(), workers=1, cpus=4000).start()
@@ -154,7 +245,7 @@ def test_an_error_on_the_way_back_costs_the_attempt_only(make: Any, toys: Any, j
 _DRIVER = """
 import os, signal, time
 import psutil
-from evomerge.config import RayConfig
+from evomerge.config import RayConfig, WorkerRange
 from evomerge.outcome import ItemSet, Job, Scored
 from evomerge.recipe import uniform
 from evomerge.workers import WorkerInfo
@@ -210,6 +301,15 @@ def test_a_cluster_of_our_own_obeys_the_driver_and_nobody_else(tmp_path: Path) -
         time.sleep(0.1)
     assert not psutil.pid_exists(int(pid)), "a killed driver takes its workers along"
     shutil.rmtree(folder)
+
+
+def test_a_cluster_of_another_version_is_no_silent_one() -> None:
+    from evomerge.workers.ray_cluster import _no_answer
+
+    error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.49.0\n    Python: 3.12.1")
+    assert "got other versions (Version mismatch: The cluster was started with: Ray: 2.49.0 Python: 3.12.1)" in str(
+        _no_answer("head:6379", error)
+    )
 
 
 def test_an_address_that_does_not_answer() -> None:

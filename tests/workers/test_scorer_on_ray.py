@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from evomerge.config import (
-    EngineConfig,
     FitnessConfig,
     FunctionConfig,
     ItemsConfig,
     ObjectiveConfig,
     PoolConfig,
     RayConfig,
+    TransformersConfig,
 )
 from evomerge.outcome import Failed, ItemSet, Job, Scored
 from evomerge.recipe import uniform
@@ -40,7 +40,7 @@ def test_workers_find_the_function(tmp_path: Path) -> None:
             objectives=(ObjectiveConfig(name="own", task="own"),),
             items=ItemsConfig(search=4, confirm=4),
         ),
-        engine=EngineConfig(device="cpu"),
+        engine=TransformersConfig(device="cpu"),
         seed=0,
     )
     recipe = uniform(("rev",), layers=4, dtype="bfloat16")

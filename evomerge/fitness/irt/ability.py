@@ -50,10 +50,6 @@ class AbilityPrior:
         heavy = 1.0 if math.isinf(self.freedom) else self.freedom / (self.freedom - 2.0)
         return self.scale * heavy
 
-    def widened(self, factor: float) -> AbilityPrior:
-        """The same prior with its covariance multiplied."""
-        return AbilityPrior(mean=self.mean, scale=self.scale * factor, freedom=self.freedom)
-
     def abilities(self) -> Abilities:
         """What is known before any item was asked."""
         return Abilities(mean=self.mean, covariance=self.covariance)

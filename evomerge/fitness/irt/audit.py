@@ -23,9 +23,8 @@ from evomerge.fitness.irt.estimators import Estimates, audit_sums
 
 __all__ = ["Audit", "Remedy", "Residuals", "audit_generation", "audit_of", "corrected", "inclusion_of", "residuals_of"]
 
-Remedy = Literal["none", "widen", "correct", "refit"]
-"""What to do: nothing; widen the priors; shift the estimates by the residuals; fit the bank again with promoted
-candidates' rows."""
+Remedy = Literal["none", "correct", "refit"]
+"""What to do: nothing; shift the estimates by the residuals; fit the bank again with promoted candidates' rows."""
 
 _SUSPECT, _CERTAIN = 2.0, 3.0
 
@@ -64,24 +63,32 @@ class Audit:
         Args:
             promoted: fully evaluated candidates that the bank was not yet fitted with.
         """
-        if abs(self.z) <= _SUSPECT:
+        if not self.shift:
             return "none"
-        if not self.flagged:
-            return "widen"
-        return "refit" if promoted else "correct"
+        return "refit" if self.flagged and promoted else "correct"
+
+    @property
+    def belief(self) -> float:
+        """Share of the residual that is believed, `max(0, 1 - 4 / z^2)`: none up to a z of 2, half at 2.8.
+
+        After the positive part of James and Stein (1961), whose constant is 2 for many means: looked at generation by
+        generation, that moves estimates that the model reads well. Measured on merges that are no test of the
+        benchmark, 10 items: 0.16 points of error; with 4 none, and candidates beyond all calibrators lose 0.2.
+        """
+        return max(0.0, 1.0 - (_SUSPECT / self.z) ** 2) if self.z else 0.0
 
     @property
     def shift(self) -> float:
-        """Residual shrunk towards 0 by what chance may be in it, `r max(0, 1 - 2 / z^2)`.
+        """What estimates are moved by, in score units."""
+        return self.belief * self.residual
 
-        The positive part of James and Stein (1961), from where Akaike's criterion believes in a shift at all: with a
-        constant of 1 instead of 2, chance moves whole generations that the model reads well.
-        """
-        return self.residual * max(0.0, 1.0 - 2.0 / self.z**2) if self.z else 0.0
-
-    def widening(self) -> float:
-        """What to multiply prior covariances by, at least 1."""
-        return max(1.0, (self.z / _SUSPECT) ** 2)
+    @property
+    def doubt(self) -> float:
+        """Variance of a bias that all candidates share: what the shift leaves open, and what it does not believe."""
+        if not self.items:
+            return 0.0
+        unexplained = max(0.0, self.residual**2 - self.se**2)
+        return self.belief * (self.se**2 + self.spread**2) + (1.0 - self.belief) * unexplained
 
 
 def inclusion_of(audit: np.ndarray[tuple[int, int], np.dtype[np.bool_]], count: int) -> Floats:
@@ -150,12 +157,9 @@ def audit_of(generations: Sequence[Residuals]) -> Audit:
 def corrected(estimates: Estimates, audit: Audit, items: int) -> Estimates:
     """Estimates shifted by the audit's residual where nothing was asked; their sd says what that leaves open.
 
-    Augmented inverse probability weighting with the residual pooled over the generation, which one candidate's few
-    audit items could not tell, and shrunk: where the model holds, next to nothing changes. `items` is N.
+    Augmented inverse probability weighting with the residual pooled over candidates, which one candidate's few audit
+    items could not tell, and shrunk: where the model holds, next to nothing changes. `items` is N.
     """
-    if not audit.shift:
-        return estimates
     unasked = 1.0 - estimates.items_used / items
-    open_ = (audit.shift / audit.residual) * (audit.se**2 + audit.spread**2)
-    sd = np.sqrt(estimates.sd**2 + unasked**2 * open_)
+    sd = np.sqrt(estimates.sd**2 + unasked**2 * audit.doubt)
     return replace(estimates, mean=estimates.mean + unasked * audit.shift, sd=sd)

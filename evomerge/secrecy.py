@@ -1,0 +1,44 @@
+"""Keeps secrets out of what is written down: logs, the run folder, reports.
+
+A secret is the value of an environment variable whose name says so, and whatever looks like a Hugging Face token. Knows
+nothing of where texts go.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TextIO
+
+__all__ = ["Redacting", "redacted"]
+
+_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_SHORTEST = 8  # anything shorter, such as `true`, is a setting and no secret
+
+
+def redacted(text: str) -> str:
+    """A text without secrets: each is replaced by the name of its variable, in brackets."""
+    for name, value in sorted(os.environ.items(), key=lambda pair: -len(pair[1])):
+        if len(value) >= _SHORTEST and value in text and _NAMES.search(name):
+            text = text.replace(value, f"[{name}]")
+    return _HUB_TOKEN.sub("[hub token]", text)
+
+
+class Redacting:
+    """A text file that secrets do not get into. Looks at each write by itself, as loggers and `print` make them.
+
+    Args:
+        file: where the rest goes.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Takes a text, and says that all of it was written."""
+        self._file.write(redacted(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)

@@ -1,0 +1,234 @@
+"""How many workers one driver keeps busy, and how large a run folder may grow.
+
+The driver is the real one (evaluator, SQLite store, fsync and all); the workers are a script on a virtual clock, on
+which the driver's own wall time passes too: while it writes, workers that are done wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synthetic_workers import LINEUP, TASKS, SyntheticWorkers, experiment
+from table import QUICK, Row
+
+from evomerge.evaluator import Evaluator
+from evomerge.opening import open_run, space_of
+from evomerge.outcome import ItemSet, Job, Outcome
+from evomerge.rng import stream
+from evomerge.runs import Candidate, RunStore
+from evomerge.spaces import Genome
+from evomerge.stopping import Stop
+from evomerge.workers import WorkerInfo
+
+__all__ = ["scale_rows", "store_rows"]
+
+MEDIAN, SIGMA = 30.0, 0.6
+WORKERS = (1, 10, 100) if QUICK else (1, 10, 100, 1000, 4000)
+JOBS_EACH = 5 if QUICK else 10
+FEWEST_JOBS = 60 if QUICK else 300
+RESULTS = 20_000 if QUICK else 1_000_000
+UTILISATION, UP_TO = 0.95, 1000
+CPU_SECONDS, RESUME_SECONDS, STATUS_SECONDS = 0.002, 60.0, 2.0
+ITEMS = ItemSet.of({task: tuple(range(12)) for task in TASKS})
+
+
+def seconds_of(job: Job) -> float:
+    """Log-normal, by candidate."""
+    return MEDIAN * float(stream(0, "job seconds", job.candidate).lognormal(0.0, SIGMA))
+
+
+@dataclass
+class Scripted:
+    """An executor whose workers take virtual time, and whose clock also runs while the driver works.
+
+    Attributes:
+        now: virtual seconds.
+        spans: begin and end of every job.
+        own_cpu: CPU seconds that this script took itself, which are no driver's.
+    """
+
+    workers: int
+    now: float = 0.0
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    own_cpu: float = 0.0
+    _free: list[float] = field(default_factory=list)
+    _running: list[tuple[float, int, Job]] = field(default_factory=list)
+    _left: float = 0.0
+
+    @property
+    def capacity(self) -> int:
+        """One job each: they are long enough that none needs to wait at a worker."""
+        return self.workers
+
+    def start(self) -> WorkerInfo:
+        """All workers are up at once."""
+        self._free = [0.0] * self.workers
+        self._left = time.perf_counter()
+        info: WorkerInfo = SyntheticWorkers().info()
+        return info
+
+    def submit(self, job: Job) -> None:
+        """Begins the job on the worker that has been idle for longest."""
+        began = time.process_time()
+        begin = max(self._virtual(), heapq.heappop(self._free))
+        end = begin + seconds_of(job)
+        self.spans.append((begin, end))
+        heapq.heappush(self._running, (end, job.candidate, job))
+        self.own_cpu += time.process_time() - began
+
+    def _virtual(self) -> float:
+        return self.now + time.perf_counter() - self._left
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """What is done by now; else moves the clock to the first that will be."""
+        began = time.process_time()
+        self.now = self._virtual()
+        if self._running:
+            self.now = max(self.now, min(self._running[0][0], self.now + 3600.0))
+        outcomes: list[Outcome] = []
+        while self._running and self._running[0][0] <= self.now:
+            end, _, job = heapq.heappop(self._running)
+            heapq.heappush(self._free, end)
+            outcomes.append(SyntheticWorkers().run(job))
+        self.own_cpu += time.process_time() - began
+        self._left = time.perf_counter()
+        return outcomes
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _candidates(count: int) -> list[Candidate]:
+    config = experiment(count + 4, count)
+    space = space_of(config, LINEUP)
+    draws = stream(0, "genes").random((count, len(space.genes)))
+    genomes = [Genome(tuple(row)) for row in draws.tolist()]
+    return [
+        Candidate(id=i, kind="search", generation=0, slot=i, genome=genome.values, recipe=space.decode(genome))
+        for i, genome in enumerate(genomes)
+    ]
+
+
+def _utilisation(spans: list[tuple[float, float]], workers: int, *, steady: bool) -> float:
+    """Share of the workers' time in which they worked; `steady`: without the first and the last tenth of the jobs."""
+    begins, ends = sorted(begin for begin, _ in spans), sorted(end for _, end in spans)
+    edge = len(spans) // 10 if steady else 0
+    # the last begin of the window: after it, no more jobs wait
+    low, high = (begins[max(edge, workers)], begins[-1]) if steady else (0.0, ends[-1])
+    busy = sum(max(0.0, min(end, high) - max(begin, low)) for begin, end in spans)
+    return busy / (workers * (high - low))
+
+
+def _settled(workers: int, jobs: int, batch: int) -> tuple[Scripted, float]:
+    """Jobs through the real driver, so many at a time; the executor, and the driver's CPU seconds for each."""
+    candidates = _candidates(jobs)
+    config = experiment(jobs + 4, jobs)
+    executor = Scripted(workers)
+    with (
+        tempfile.TemporaryDirectory(prefix="evomerge-") as folder,
+        open_run(Path(folder) / "run", config, LINEUP, space_of(config, LINEUP)) as store,
+    ):
+        store.add_candidates(candidates)
+        work = [Job(candidate=c.id, phase="search", recipe=c.recipe, items=ITEMS) for c in candidates]
+        evaluator, stop = Evaluator(store, executor), Stop()
+        executor.start()
+        began = time.process_time()
+        for first in range(0, jobs, batch):
+            for _ in evaluator.settle(work[first : first + batch], stop):
+                pass
+        return executor, (time.process_time() - began - executor.own_cpu) / jobs
+
+
+def scale_rows() -> Iterator[Row]:
+    """Utilisation and the driver's cost, by number of workers."""
+    for workers in WORKERS:
+        jobs = max(FEWEST_JOBS, (4 if workers > UP_TO else JOBS_EACH) * workers)
+        steady, cpu = _settled(workers, jobs, jobs)
+        waves, _ = _settled(workers, max(FEWEST_JOBS, 3 * workers), max(20, workers))
+        share = _utilisation(steady.spans, workers, steady=True)
+        barred = _utilisation(waves.spans, workers, steady=False)
+        target = workers <= UP_TO
+        yield Row(
+            name=f"scale: {workers:,} workers, utilisation in steady state",
+            target=f">= {UTILISATION:.0%}" if target else "-",
+            measured=f"{share:.1%} ({barred:.1%} with generations of {max(20, workers):,})",
+            met=share >= UTILISATION if target else None,
+        )
+        yield Row(
+            name=f"scale: {workers:,} workers, driver CPU per result",
+            target=f"<= {1000 * CPU_SECONDS:g} ms",
+            measured=f"{1000 * cpu:.2f} ms",
+            met=cpu <= CPU_SECONDS,
+        )
+
+
+def _fill(folder: Path, results: int) -> None:
+    """A store of so many results of 24 items, written in bulk; genes and recipes of a thousand candidates recur."""
+    config = experiment(results + 4, 1000)
+    draws, made = random.Random(0), _candidates(1000)
+    some = [SyntheticWorkers().run(Job(candidate=c.id, phase="search", recipe=c.recipe, items=ITEMS)) for c in made]
+    with open_run(folder, config, LINEUP, space_of(config, LINEUP)) as store:
+        store.add_candidates(made)
+        for candidate, outcome in zip(made, some, strict=True):
+            job = Job(candidate=candidate.id, phase="search", recipe=candidate.recipe, items=ITEMS)
+            store.start_attempt(job)
+            store.record(outcome, job=job)
+        with store._transaction() as db:
+            _repeat(db, "candidate", "id", results)
+            _repeat(db, "attempt", "candidate", results)
+            _repeat(db, "result", "candidate", results, seq="seq")
+            _repeat(db, "response", "candidate", results)
+            db.execute("UPDATE candidate SET generation = id / 1000")
+            ids = ((f"{draws.getrandbits(64):016x}", i) for i in range(results))
+            db.executemany("UPDATE candidate SET digest = ? WHERE id = ?", ids)
+        store.set_meta("state", "stopped")
+
+
+def _repeat(db: object, table: str, key: str, count: int, **more: str) -> None:
+    columns = [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]  # type: ignore[attr-defined]
+    shifted = {key, *more.values()}
+    names = ", ".join(f"{name} + 1000 * n" if name in shifted else name for name in columns)
+    db.execute(  # type: ignore[attr-defined]
+        f"WITH RECURSIVE times(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM times WHERE n < {count // 1000 - 1}) "
+        f"INSERT INTO {table} SELECT {names} FROM times, {table} WHERE {key} < 1000"
+    )
+
+
+def store_rows() -> Iterator[Row]:
+    """How long a driver takes to know what a large store holds, and a person to see where it stands."""
+    with tempfile.TemporaryDirectory(prefix="evomerge-") as place:
+        folder = Path(place) / "run"
+        _fill(folder, RESULTS)
+        bytes_ = sum(file.stat().st_size for file in folder.iterdir())
+        began = time.perf_counter()
+        with RunStore.open(folder) as store:
+            store.candidates()
+            Evaluator(store, None)
+            resume = time.perf_counter() - began
+        command = [sys.executable, "-m", "evomerge", "status", str(folder)]
+        began = time.perf_counter()
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        status = time.perf_counter() - began
+    if f"{RESULTS:,}" not in told and not QUICK:
+        raise AssertionError(f"expected a status of {RESULTS:,} results; got {told}")
+    measured = f"{resume:.1f} s ({bytes_ / 2**20:.0f} MiB)"
+    yield Row(
+        name=f"store of {RESULTS:,} results: resume, all records indexed",
+        target=f"<= {RESUME_SECONDS:g} s",
+        measured=measured,
+        met=resume <= RESUME_SECONDS,
+    )
+    yield Row(
+        name=f"store of {RESULTS:,} results: evomerge status",
+        target=f"<= {STATUS_SECONDS:g} s",
+        measured=f"{status:.2f} s",
+        met=status <= STATUS_SECONDS,
+    )
