@@ -7,6 +7,7 @@ candidate, which is slow. Knows nothing of tasks, items or scores.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -151,6 +152,7 @@ class VllmEngine:
         if self.llm is not None:
             stop(self.llm)
             self.llm = None
+            gc.collect()  # its memory, before the next engine asks how much is free
 
     def _start_empty(self, depth: int) -> None:
         """An engine with arbitrary weights, for candidates of so many layers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 from collections.abc import Sequence
@@ -77,7 +76,6 @@ def start(folder: Path, config: VllmConfig, *, dtype: str, share: float, dummy: 
 def stop(llm: Any) -> None:
     """End an engine and its processes."""
     llm.llm_engine.engine_core.shutdown()
-    gc.collect()
 
 
 def on_cpu() -> bool:

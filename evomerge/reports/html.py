@@ -78,7 +78,7 @@ def render(summary: Summary) -> str:
         config=json.dumps(summary.experiment, indent=2, default=str),
         data=to_data(summary),
         page=_page(summary, found.candidate),
-        scripts=[f"{name}.js" for name in _SCRIPTS] if summary.knee is not None else ["dom.js"],
+        scripts=[f"{name}.js" for name in _SCRIPTS],
         MEAN=MEAN,
         membership=membership,
     )

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from evomerge.errors import DiskError, EvomergeError, StoreError
@@ -100,9 +100,8 @@ def snapshot(path: Path) -> sqlite3.Connection:
     Raises:
         StoreError: not a run, or made by a newer version.
     """
-    if path.stat().st_size > _LARGE:
-        with suppress(sqlite3.OperationalError):
-            return _in_place(path)
+    if path.stat().st_size > _LARGE and (db := _in_place(path)) is not None:
+        return db
     memory = sqlite3.connect(":memory:", isolation_level=None)
     try:
         try:
@@ -125,17 +124,22 @@ def snapshot(path: Path) -> sqlite3.Connection:
     return memory
 
 
-def _in_place(path: Path) -> sqlite3.Connection:
-    """A read-only view of the file; what a driver commits from now on is not in it."""
-    # The index of the write-ahead log is there while a driver is, and stays behind one that was killed.
-    how = "mode=ro" if path.with_name(f"{path.name}-shm").exists() else "immutable=1"
+def _in_place(path: Path) -> sqlite3.Connection | None:
+    """A read-only view of the file; what a driver commits from now on is not in it. None where only a copy will do."""
+    index, log = (path.with_name(f"{path.name}-{part}") for part in ("shm", "wal"))
+    if not index.exists() and log.exists() and log.stat().st_size:
+        return None  # commits wait in a log without its index, as in a copy of a live folder
+    # The index is there while a driver is, and stays behind one that was killed.
+    how = "mode=ro" if index.exists() else "immutable=1"
     db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, timeout=30)
     try:
         db.execute("BEGIN")
         _check_version(db, path)
         db.execute("PRAGMA query_only = ON")
-    except BaseException:
+    except BaseException as error:
         db.close()
+        if isinstance(error, sqlite3.OperationalError):  # read-only storage has no room for the index
+            return None
         raise
     db.row_factory = sqlite3.Row
     return db

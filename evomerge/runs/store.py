@@ -267,6 +267,21 @@ class RunStore:
         with translated(self.folder):
             return tables.get_digests(self._db)
 
+    def candidate(self, number: int) -> Candidate:
+        """The candidate of an id that is recorded."""
+        with translated(self.folder):
+            return tables.get_candidate(self._db, number)
+
+    def labels(self) -> dict[int, str]:
+        """Labels of the candidates that have one, which are the anchors, by id."""
+        with translated(self.folder):
+            return tables.get_labels(self._db)
+
+    def spans(self, last: int) -> list[tuple[int, float, float]]:
+        """Candidate, start and end (unix seconds) of the attempts behind the latest results."""
+        with translated(self.folder):
+            return tables.get_spans(self._db, last)
+
     def counts(self) -> dict[str, int]:
         """How much there is of what, without reading it; see `evomerge.runs.tables.get_counts`."""
         with translated(self.folder):
@@ -276,6 +291,11 @@ class RunStore:
         """Every result, or those of one phase, in order of completion."""
         with translated(self.folder), _unhindered():
             return tables.get_results(self._db, phase)
+
+    def results_after(self, seq: int) -> list[Result]:
+        """Every result that came after the one of this number, in order of completion."""
+        with translated(self.folder), _unhindered():
+            return tables.get_results_after(self._db, seq)
 
     def responses(self, phase: Phase) -> dict[int, tuple[Responses, ...]]:
         """What every candidate answered in one phase, all its rounds together, in order of first completion.
@@ -318,10 +338,11 @@ class RunStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        if self._db.in_transaction:
-            yield self._db
-            return
+        """Writes that become one; inside another one, a part of it."""
         with translated(self.folder):
+            if self._db.in_transaction:
+                yield self._db
+                return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db

@@ -28,8 +28,11 @@ __all__ = [
     "get_digests",
     "get_estimates",
     "get_failures",
+    "get_labels",
     "get_meta",
     "get_results",
+    "get_results_after",
+    "get_spans",
     "lose_attempts",
     "set_estimates",
     "set_meta",
@@ -158,13 +161,39 @@ def add_copy(db: sqlite3.Connection, candidate: int, phase: Phase, number: int, 
 
 def get_results(db: sqlite3.Connection, phase: Phase | None = None) -> list[Result]:
     """Results in order of completion: all, or those of one phase."""
-    values = {"phase": phase}
     which = "" if phase is None else "WHERE phase = :phase"
-    answers = _answers(db, which, values)
+    return _results(db, which, which, {"phase": phase})
+
+
+def get_results_after(db: sqlite3.Connection, seq: int) -> list[Result]:
+    """Results that came after one, in order of completion."""
+    newer = "WHERE seq > :seq"
+    places = f"WHERE (candidate, phase, round) IN (SELECT candidate, phase, round FROM result {newer})"
+    return _results(db, newer, places, {"seq": seq})
+
+
+def _results(db: sqlite3.Connection, which: str, whose: str, values: Mapping[str, object]) -> list[Result]:
+    """Results by one condition, and the responses to them by another."""
+    answers = _answers(db, whose, values)
     return [
         Result(**{**row, "seconds": json.loads(row["seconds"])}, responses=tuple(answers[_place(row)]))
         for row in _rows(db, f"SELECT * FROM result {which} ORDER BY seq", values)
     ]
+
+
+def get_spans(db: sqlite3.Connection, last: int) -> list[tuple[int, float, float]]:
+    """Candidate, start and end (unix seconds) of the attempts behind the latest results."""
+    sql = (
+        "SELECT candidate, started_at, ended_at FROM attempt JOIN "
+        "(SELECT DISTINCT candidate, phase FROM (SELECT candidate, phase FROM result ORDER BY seq DESC LIMIT ?)) "
+        "USING (candidate, phase) WHERE status = 'scored'"
+    )
+    return [tuple(row) for row in db.execute(sql, (last,))]
+
+
+def get_labels(db: sqlite3.Connection) -> dict[int, str]:
+    """Labels of the candidates that have one."""
+    return {row["id"]: row["label"] for row in db.execute("SELECT id, label FROM candidate WHERE label != ''")}
 
 
 def get_digests(db: sqlite3.Connection) -> dict[int, str]:
@@ -173,9 +202,14 @@ def get_digests(db: sqlite3.Connection) -> dict[int, str]:
 
 
 def get_counts(db: sqlite3.Connection) -> dict[str, int]:
-    """Numbers of `candidates`, `results`, `copied` and `confirmed` among them, `failures`, and `attempt STATUS`."""
+    """Numbers of `candidates`, `generations`, `results`, `copied` among them, `failures`, and `attempt STATUS`.
+
+    And of candidates with results: `searched` and `confirmed`.
+    """
     one = {
         "candidates": "SELECT COUNT(*) FROM candidate",
+        "generations": "SELECT COALESCE(MAX(generation) + 1, 0) FROM candidate",
+        "searched": "SELECT COUNT(DISTINCT candidate) FROM result WHERE phase = 'search'",
         "results": "SELECT COUNT(*) FROM result",
         "confirmed": "SELECT COUNT(DISTINCT candidate) FROM result WHERE phase = 'confirm'",
         "copied": "SELECT COUNT(*) FROM result WHERE cached_from IS NOT NULL",

@@ -101,11 +101,13 @@ def ours_rows(name: str, truth: Floats, found: dict[int, list[Asked]], judged: b
 
     targets = [TARGETS[name][n] for n in SIZES]
     errors, covered, claimed = each(error), each(coverage), each(overclaim)
+    gradual = [float(np.mean([error(truth, asked.gradual) for asked in found[n]])) for n in SIZES]
     rank = float(np.mean([spearmanr(asked.estimates.mean, truth)[0] for asked in found[20]]))
     good = all(round(e, 1) <= t for e, t in zip(errors, targets, strict=True))
     rank_good = rank >= 0.93 if name == "gsm8k" else None
     figures = [
         ("parent prior, adaptive, audited", f"<= {listed(targets)}", listed(errors, 2), good),
+        ("the same, candidates 25 at a time", "", listed(gradual, 2), None),
         ("Spearman, n = 20", ">= 0.930" if name == "gsm8k" else "", f"{rank:.3f}", rank_good),
         ("90 % intervals cover", "85 to 95 %", listed(covered), within(covered, 85, 95)),
         ("winner's estimate before promotion, overclaim", "", listed(claimed), None),
@@ -139,6 +141,7 @@ def stress_rows(data: Stress, judged: bool) -> list[Row]:
     before: list[tuple[Floats, Estimates]] = []
     after: list[tuple[Floats, Estimates]] = []
     plain: list[tuple[Floats, Estimates]] = []
+    gradual: list[tuple[Floats, Estimates]] = []
     flags: list[bool] = []
     for seed in SEEDS:
         tests, promoted = data.split(seed)
@@ -150,10 +153,12 @@ def stress_rows(data: Stress, judged: bool) -> list[Row]:
         bank = fitted(np.concatenate([data.calibrators, promoted]), weak, len(promoted))
         asked = dict(adaptive(bank, among_promoted(bank, promoted, len(tests)), tests, seed))[20]
         after.append((truth, asked.estimates))
+        gradual.append((truth, asked.gradual))
     rows = [
         stress_row("before promotion, uncorrected", plain, None, None),
         stress_row("before promotion", before, None, None),
         stress_row("after 20 promotions", after, 3.5, 1.5),
+        stress_row("after 20 promotions, candidates 25 at a time", gradual, None, None),
     ]
     share = 100.0 * float(np.mean(flags))
     text = f"{share:.0f} % of {len(flags)} runs"

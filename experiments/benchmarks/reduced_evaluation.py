@@ -64,11 +64,17 @@ Estimate = Callable[[int, int], tuple[Floats, Estimates]]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Asked:
-    """What an adaptive design knows after one of its batches: responses, inclusion probabilities, estimates."""
+    """What an adaptive design knows after one of its batches: responses, inclusion probabilities, estimates.
+
+    Attributes:
+        estimates: of all candidates at once, with the audit of all.
+        gradual: of candidates that come 25 at a time, each with the audit of those before it, as in a search.
+    """
 
     responses: Floats
     inclusion: Floats
     estimates: Estimates
+    gradual: Estimates
 
 
 def fitted(responses: Floats, start: ItemBank | None = None, promoted: int = 0) -> ItemBank:
@@ -79,10 +85,7 @@ def fitted(responses: Floats, start: ItemBank | None = None, promoted: int = 0) 
 
 
 def adaptive(bank: ItemBank, prior: AbilityPrior, tests: Floats, seed: int) -> Iterator[tuple[int, Asked]]:
-    """The product's way: batches of 10, one fifth of the items an audit, estimates corrected by its residuals.
-
-    Candidates are read in generations, each with the audit of those before it, as a search does.
-    """
+    """The product's way: batches of 10, one fifth of the items an audit, estimates corrected by its residuals."""
     rng = np.random.default_rng(seed)
     order = audit_order(rng, *tests.shape)
     asked, abilities = np.zeros(tests.shape, dtype=bool), prior.abilities()
@@ -92,14 +95,16 @@ def adaptive(bank: ItemBank, prior: AbilityPrior, tests: Floats, seed: int) -> I
         abilities = map_abilities(bank, responses, prior)
         if total in SIZES:
             inclusion = inclusion_of(audited(order, count), count)
-            estimates = in_generations(bank, prior, responses, inclusion)
-            yield total, Asked(responses=responses, inclusion=inclusion, estimates=estimates)
+            estimates, gradual = (
+                in_generations(bank, prior, responses, inclusion, n) for n in (len(tests), GENERATION)
+            )
+            yield total, Asked(responses=responses, inclusion=inclusion, estimates=estimates, gradual=gradual)
 
 
-def in_generations(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion: Floats) -> Estimates:
-    """Estimates of candidates that come 25 at a time; the order of the tests is random."""
+def in_generations(bank: ItemBank, prior: AbilityPrior, responses: Floats, inclusion: Floats, size: int) -> Estimates:
+    """Estimates of candidates that come so many at a time; the order of the tests is random."""
     found, residuals = [], []
-    for rows in np.array_split(np.arange(len(responses)), max(len(responses) // GENERATION, 1)):
+    for rows in np.array_split(np.arange(len(responses)), max(len(responses) // size, 1)):
         own = part(prior, rows)
         residuals.append(residuals_of(bank, own, responses[rows], inclusion[rows]))
         estimates = MapAbility(bank=bank, prior=own)(responses[rows], inclusion[rows])

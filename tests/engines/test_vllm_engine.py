@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from evomerge.config import PoolConfig, VllmConfig
 from evomerge.errors import MergeError
@@ -157,3 +157,17 @@ def test_a_deeper_candidate_restarts_the_engine(engine: "VllmEngine") -> None:
     engine.load(deep)
     engine.load(average("one"))
     assert answers(engine) == pytest.approx(first, abs=1e-5)
+
+
+def test_other_architectures_get_an_engine_for_each_candidate(tmp_path: Path, save_random_family: Any) -> None:
+    from evomerge.engines.vllm_canary import canary_texts, distance, expected_answers
+    from evomerge.merge import write_merge
+
+    source = save_random_family(tmp_path, GemmaConfig, GemmaForCausalLM, head_dim=32)
+    engine = started(source)
+    assert not engine.swaps
+    recipe = average("one", "two")
+    assert engine.load(recipe).rewritten_share == 1.0
+    write_merge(recipe, engine.pool, tmp_path / "model")
+    assert distance(answers(engine), expected_answers(tmp_path / "model", canary_texts(32), "float32")) < 1e-4
+    engine.close()

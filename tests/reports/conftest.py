@@ -152,14 +152,15 @@ def _score(store: RunStore, scenario: Scenario, candidate: Candidate, phase: Pha
     store.start_attempt(job)
     seconds = {"materialize": 0.25, "forward": 1.5, "evaluate": 0.5}
     store.record(
-        Scored(candidate=candidate.id, phase=phase, responses=answers, seconds=seconds, rewritten=0.5), job=job
+        Scored(candidate=candidate.id, phase=phase, responses=answers, seconds=seconds, rewritten=0.5, worker="one"),
+        job=job,
     )
 
 
 def _fail(store: RunStore, candidate: Candidate, reason: str) -> None:
     job = _job(candidate, "search", ItemSet.of({"task_a": (0,)}))
     store.start_attempt(job)
-    failed = Failed(candidate=candidate.id, phase="search", stage="evaluate", reason=reason)
+    failed = Failed(candidate=candidate.id, phase="search", stage="evaluate", reason=reason, worker="two")
     store.record(failed, job=job, final=True)
 
 

@@ -30,6 +30,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 Make = Callable[..., Summary]
+DRAWN = """new Promise(done => {
+  let looks = 500;
+  const look = () => [...charts.values()].some(one => one.stale) && looks-- ? setTimeout(look, 20) : done(looks);
+  setTimeout(look, 50);
+})"""
+"""Waits until every chart is drawn, 10 seconds at most."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def opened(browser: Any, tmp_path: Path) -> Callable[..., Any]:
         page.open(file)
         for _ in range(2):  # charts that are drawn change the height
             page.resize(width, page.evaluate("document.body.scrollHeight"))
-            page.evaluate("new Promise(done => setTimeout(done, 100))")
+            page.evaluate(DRAWN)
         assert page.requests == [file.as_uri()]
         assert page.complaints == []
         return page
@@ -119,6 +125,7 @@ def test_hovering_shows_the_recipe(summary: Make, opened: Callable[..., Any]) ->
     page.move(*page.point(f".mark[data-candidate='{knee.id}'] path"))
     assert page.evaluate("document.getElementById('tip').hidden") is False
     assert knee.description in text(page, "#tip")
+    assert "null" not in text(page, "#tip")
 
 
 def test_the_keyboard_selects_and_compares(summary: Make, opened: Callable[..., Any]) -> None:

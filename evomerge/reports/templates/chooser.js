@@ -6,8 +6,9 @@ if (chooser) {
   const value = (candidate, k) => measure(candidate, status, k)[0];
   const ranges = objectives.map((_, k) => extent(members.map((candidate) => value(candidate, k))));
   const heaviest = Math.max(...objectives.map((objective) => objective.weight));
+  const isCost = (k) => members[0] && measure(members[0], status, k)[3] === 0; // its weight is per unit, and merit has none
   const wishes = objectives.map((objective, k) => ({
-    weight: Math.round(100 * objective.weight / heaviest),
+    weight: isCost(k) ? 100 : Math.round(100 * objective.weight / heaviest),
     level: objective.goal === "max" ? ranges[k][0] : ranges[k][1],
   }));
   const first = structuredClone(wishes);

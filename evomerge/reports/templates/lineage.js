@@ -1,4 +1,4 @@
-// Lineage: ancestors and children of the selected candidate, one row per generation.
+// Lineage: ancestors and children of the selected candidate, every child below its parents.
 
 const lineagePlace = document.getElementById("lineage");
 if (lineagePlace) {
@@ -20,28 +20,32 @@ if (lineagePlace) {
 
   const draw = (width) => {
     if (state.selected == null) return;
-    const members = family(state.selected), inside = new Set(members), rows = new Map();
-    for (const id of members.sort((a, b) => a - b)) rows.set(byId.get(id).generation, [...(rows.get(byId.get(id).generation) ?? []), id]);
-    const numbersOfRows = [...rows.keys()].sort((a, b) => a - b), high = 44, wide = Math.max(width, Math.max(...[...rows.values()].map((row) => row.length)) * 46 + 90);
-    const place = new Map(numbersOfRows.flatMap((generation, r) => rows.get(generation).map((id, i) => [id, [90 + ((wide - 90) * (i + 0.5)) / rows.get(generation).length, r * high + 24]])));
-    const svg = s("svg", { width: wide, height: rows.size * high + 10, role: "group", "aria-label": `lineage of ${called(state.selected)}` });
-    for (const id of members) for (const parent of byId.get(id).parents ?? []) {
-      if (!inside.has(parent)) continue;
-      const [[x1, y1], [x2, y2]] = [place.get(parent), place.get(id)];
-      svg.append(s("path", { class: "edge", d: `M${x1} ${y1 + 9}C${x1} ${y2 - 14} ${x2} ${y1 + 14} ${x2} ${y2 - 9}` }));
+    const members = family(state.selected).sort((a, b) => a - b), levels = new Map(), rows = [], high = 60;
+    for (const id of members) { // parents have lower numbers
+      const level = Math.max(-1, ...(byId.get(id).parents ?? []).map((parent) => levels.get(parent) ?? -1)) + 1;
+      levels.set(id, level);
+      (rows[level] ??= []).push(id);
     }
-    numbersOfRows.forEach((generation, r) => svg.append(s("text", { class: "tick", x: 0, y: r * high + 28 }, generation < 0 ? "anchors" : `generation ${generation}`)));
+    const wide = Math.max(width, Math.max(...rows.map((row) => row.length)) * 46);
+    const place = new Map(rows.flatMap((row, level) => row.map((id, i) => [id, [(wide * (i + 0.5)) / row.length, level * high + 16]])));
+    const svg = s("svg", { width: wide, height: rows.length * high - 14, role: "group", "aria-label": `lineage of ${called(state.selected)}` });
+    for (const id of members) for (const parent of byId.get(id).parents ?? []) {
+      if (!place.has(parent)) continue;
+      const [[x1, y1], [x2, y2]] = [place.get(parent), place.get(id)];
+      svg.append(s("path", { class: "edge", d: `M${x1} ${y1 + 8}C${x1} ${y2 - 20} ${x2} ${y1 + 34} ${x2} ${y2 - 8}` }));
+    }
     for (const id of members) {
       const [x, y] = place.get(id), tone = byId.get(id).kind === "anchor" ? "anchor" : frontIds.has(id) ? "front" : "searched";
       svg.append(s("g", {
-        class: `mark ${tone}${byId.get(id).confirmed ? " filled" : ""}${id === state.selected ? " selected" : ""}`, tabindex: 0, role: "button", "aria-label": called(id),
+        class: `mark ${tone}${byId.get(id).confirmed ? " filled" : ""}${id === state.selected ? " selected" : ""}`, tabindex: 0, role: "button", "aria-label": called(id), onpointerleave: hideTip,
+        onpointermove: (event) => showTip(event.clientX, event.clientY, ...describe(byId.get(id), byId.get(id).confirmed ? "confirmed" : "estimated")),
         onclick: (event) => select(id, event.shiftKey),
         onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); select(id, event.shiftKey); } },
       }, s("circle", { cx: x, cy: y, r: 8 }), s("text", { class: "name", x, y: y + 22, "text-anchor": "middle" }, byId.get(id).name)));
     }
     const rest = members.length >= MOST ? h("p", { class: "note" }, `Only the ${MOST} nearest are drawn.`) : null;
-    lineagePlace.replaceChildren(...[rest, h("div", { class: "scroll" }, svg), numbers(table(["candidate", "parents"],
-      members.map((id) => [called(id), (byId.get(id).parents ?? []).map((parent) => byId.get(parent)?.name ?? `#${parent}`).join(", ") || "none"])))].filter(Boolean));
+    lineagePlace.replaceChildren(...[rest, h("div", { class: "scroll" }, svg), numbers(table(["candidate", "generation", "parents"],
+      members.map((id) => [called(id), String(byId.get(id).generation), (byId.get(id).parents ?? []).map((parent) => byId.get(parent)?.name ?? `#${parent}`).join(", ") || "none"])))].filter(Boolean));
   };
   chart(lineagePlace, draw);
   follow((what) => { if (what === "selection") redraw(lineagePlace); });

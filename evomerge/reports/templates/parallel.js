@@ -50,7 +50,7 @@ class Parallel {
     pen.strokeStyle = color(tone);
     pen.lineWidth = weight;
     pen.beginPath();
-    path.at.filter(Boolean).forEach((point, i) => i ? pen.lineTo(...point) : pen.moveTo(...point));
+    path.at.forEach((point, i) => { if (point) pen[path.at[i - 1] ? "lineTo" : "moveTo"](...point); });
     pen.stroke();
   }
 

@@ -37,11 +37,11 @@ function describe(candidate, kind) {
   const confirmed = kind === "confirmed";
   return [
     h("b", {}, called(candidate.id)), " ", confirmed ? "confirmed on unseen items" : "estimated in the search",
-    objectives.map((objective, k) => h("div", {}, `${objective.name}: ${span(measure(candidate, kind, k))}`)),
+    objectives.map((objective, k) => candidate[kind] && h("div", {}, `${objective.name}: ${span(measure(candidate, kind, k))}`)),
     confirmed && probability[candidate.id] != null ? h("div", {}, `on the front: ${chance(probability[candidate.id])}`) : null,
     (candidate.broken ?? []).map((text) => h("div", {}, `breaks ${text}`)),
     h("div", { class: "recipe" }, candidate.description),
-  ].flat();
+  ].flat().filter(Boolean);
 }
 
 /** A button that selects a candidate; with Shift, it is the one to compare with. */
