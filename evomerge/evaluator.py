@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from evomerge.blame import Blame
 from evomerge.errors import RunError, StoreError
@@ -24,6 +25,7 @@ GIVE_UP_AFTER = 8
 """Failures without a single success after which the run stops: the fault is not the candidates'."""
 
 _Key = tuple[int, Phase]
+_Place = tuple[Phase, str, str]
 
 
 class Drained(Exception):  # noqa: N818 - a way out of nested loops, not an error
@@ -55,7 +57,10 @@ class Evaluator:
         self._failures: dict[_Key, Stage] = {(f.candidate, f.phase): f.stage for f in store.failures()}
         recipes = store.digests()
         self._rounds: dict[_Key, dict[int, tuple[Responses, ...]]] = {}
-        self._scored: dict[tuple[Phase, str, str], tuple[int, int]] = {}
+        self._scored: dict[_Place, tuple[int, int]] = {}
+        self._queue: deque[Job] = deque()
+        self._flying: dict[tuple[int, Phase, int], Job] = {}
+        self._twins: dict[_Place, list[Job]] = {}
         self._tokens: dict[tuple[int, Phase, int], int] = {}
         for result in store.results():
             self._keep(result.candidate, result.phase, result.round, result.responses)
@@ -107,66 +112,86 @@ class Evaluator:
             Unsettled: there is no executor.
             RunError: nothing can be evaluated.
         """
-        open_, twins = self._unsettled(jobs)
-        if self._executor is None and (open_ or twins):
-            raise Unsettled
+        settled = sum(map(self.is_settled, jobs))
         # the longest first, so that none is left over at the end
-        queue = deque(sorted(open_, key=lambda job: -job.work))
-        flying: dict[int, Job] = {}
-        settled = len(jobs) - len(open_) - len(twins)
-        while queue or flying:
-            self._dispatch(queue, flying, stop)
-            before, ended = settled, self._ended(flying)
-            if ended:
-                with self._store.together():  # one flush to disk for all
-                    again = [job for outcome, job in ended if not self._record(outcome, job)]
-                queue.extendleft(again)
-                self._give_up_if_hopeless(ended)
-                settled += len(ended) - len(again)
-                yield from range(before + 1, settled + 1)
-        for job, twin in twins:
-            self._copy(job, twin)
-            settled += 1
-            yield settled
+        fresh = self.take(sorted(jobs, key=lambda job: -job.work))
+        while True:
+            for _ in fresh:
+                settled += 1
+                yield settled
+            if settled == len(jobs):
+                return
+            fresh = self.arrivals(stop)
 
-    def _unsettled(self, jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, int]]]:
-        """Jobs to do, and twins: pairs of a job and the candidate whose result or failure it shares.
+    def take(self, jobs: Sequence[Job]) -> list[Job]:
+        """Take jobs to settle, at any time; see `arrivals`. Those that are settled already are passed over.
 
-        Equal recipe and equal items mean one evaluation.
+        Equal recipe and equal items mean one evaluation: the others share its result, or its failure if they were
+        waiting for it.
+
+        Returns:
+            Those that share a result which is recorded already, and so are settled now.
         """
-        first = {
-            (job.items.digest, job.recipe.digest): job.candidate
-            for job in reversed(jobs)
-            if (job.candidate, job.phase) in self._failures
-        }
-        open_, twins = [], []
+        shared = []
         for job in jobs:
-            if self._is_settled(job):
+            place = _place(job)
+            if self.is_settled(job):
                 continue
-            place = (job.items.digest, job.recipe.digest)
-            scored = self._scored.get((job.phase, *place))
-            twin = first.get(place) if scored is None else scored[0]
-            if twin is None:
-                first[place] = job.candidate
-                open_.append(job)
+            if place in self._scored and self._executor is not None:
+                self._copy(job, self._scored[place])
+                shared.append(job)
+            elif place in self._twins:
+                self._twins[place].append(job)
             else:
-                twins.append((job, twin))
-        return open_, twins
+                self._twins[place] = []
+                self._queue.append(job)
+        return shared
 
-    def _is_settled(self, job: Job) -> bool:
+    def arrivals(self, stop: Stop) -> list[Job]:
+        """Hand out the jobs that there is room for, and wait for outcomes.
+
+        Returns:
+            Jobs that are settled now, in the order in which they are recorded; may be empty.
+
+        Raises:
+            Drained: a stop was asked for, and nothing is in flight any more.
+            Unsettled: there is no executor.
+            RunError: nothing can be evaluated.
+        """
+        self._dispatch(stop)
+        ended = self._ended()
+        if not ended:
+            return []
+        settled: list[Job] = []
+        again: list[Job] = []
+        with self._store.together():  # one flush to disk for all
+            for outcome, job in ended:
+                if self._record(outcome, job):
+                    settled += [job, *self._shared(job)]
+                else:
+                    again.append(job)
+        self._queue.extendleft(again)
+        if not self._rounds and len(self._failures) >= GIVE_UP_AFTER and isinstance(ended[-1][0], Failed):
+            self.give_up()
+        return settled
+
+    def is_settled(self, job: Job) -> bool:
+        """Whether a job's round has a result, or its candidate was given up in its phase."""
         key = (job.candidate, job.phase)
         return key in self._failures or job.round in self._rounds.get(key, {})
 
-    def _dispatch(self, queue: deque[Job], flying: dict[int, Job], stop: Stop) -> None:
-        if stop.requested and not flying:
+    def _dispatch(self, stop: Stop) -> None:
+        if self._executor is None:
+            raise Unsettled
+        if stop.requested and not self._flying:
             raise Drained
-        if self._executor is None or stop.requested or not queue:
+        if stop.requested or not self._queue:
             return
-        free = max(0, self._executor.capacity - len(flying))
+        free = max(0, self._executor.capacity - len(self._flying))
         with self._store.together():
-            jobs = [self._started(queue.popleft()) for _ in range(min(free, len(queue)))]
+            jobs = [self._started(self._queue.popleft()) for _ in range(min(free, len(self._queue)))]
         for job in jobs:
-            flying[job.candidate] = job
+            self._flying[job.candidate, job.phase, job.round] = job
             self._executor.submit(job)
 
     def _started(self, job: Job) -> Job:
@@ -177,16 +202,16 @@ class Evaluator:
         self._store.start_attempt(job)
         return job
 
-    def _ended(self, flying: dict[int, Job]) -> list[tuple[Outcome, Job]]:
+    def _ended(self) -> list[tuple[Outcome, Job]]:
         """Outcomes that came in, each with its job, which flies no more; late and doubled replies are dropped."""
         began = time.perf_counter()
         outcomes = self._executor.wait(timeout=1.0) if self._executor else []
         self.waited += time.perf_counter() - began
         ended = []
         for outcome in outcomes:
-            job = flying.get(outcome.candidate)
-            if job is not None and (outcome.phase, outcome.round) == (job.phase, job.round):
-                ended.append((outcome, flying.pop(outcome.candidate)))
+            job = self._flying.pop((outcome.candidate, outcome.phase, outcome.round), None)
+            if job is not None:
+                ended.append((outcome, job))
         return ended
 
     def _record(self, outcome: Outcome, job: Job) -> bool:
@@ -198,7 +223,7 @@ class Evaluator:
             self._blame.note(key, "scored", "")
             self._keep(job.candidate, job.phase, job.round, outcome.responses)
             self._tokens[job.candidate, job.phase, job.round] = outcome.tokens
-            self._scored.setdefault((job.phase, job.items.digest, job.recipe.digest), (job.candidate, job.round))
+            self._scored.setdefault(_place(job), (job.candidate, job.round))
             return True
         self._blame.note(key, "failed", outcome.stage)
         final = not outcome.retry or self._blame.guilty(key)
@@ -210,30 +235,47 @@ class Evaluator:
     def _keep(self, candidate: int, phase: Phase, number: int, responses: tuple[Responses, ...]) -> None:
         self._rounds.setdefault((candidate, phase), {})[number] = responses
 
-    def _give_up_if_hopeless(self, ended: Sequence[tuple[Outcome, Job]]) -> None:
-        outcome = ended[-1][0]
-        if self._rounds or len(self._failures) < GIVE_UP_AFTER or not isinstance(outcome, Failed):
-            return
-        self._store.forgive_failures()  # the next start tries these candidates again
+    def give_up(self) -> NoReturn:
+        """End a run in which nothing was ever scored; the next start tries everybody again.
+
+        Raises:
+            RunError: always.
+        """
+        last = self._store.failures()[-1]
+        self._store.forgive_failures()
         raise RunError(
-            f"the first {len(self._failures)} candidates all failed, the last one at stage {outcome.stage}: "
-            f"{outcome.reason}. See the logs in {self._store.folder / 'logs'}; once the cause is repaired, the same "
+            f"the first {len(self._failures)} candidates all failed, the last one at stage {last.stage}: "
+            f"{last.reason}. See the logs in {self._store.folder / 'logs'}; once the cause is repaired, the same "
             "command tries them again."
         )
 
-    def _copy(self, job: Job, twin: int) -> None:
-        """Give a job its twin's result, or its twin's failure."""
-        source = self._scored.get((job.phase, job.items.digest, job.recipe.digest))
-        if source is not None:
-            self._store.copy_result(job, source)
-            self._keep(job.candidate, job.phase, job.round, self._rounds[source[0], job.phase][source[1]])
-            self._tokens[job.candidate, job.phase, job.round] = self.tokens(source[0], job.phase, source[1])
-            return
+    def _shared(self, job: Job) -> list[Job]:
+        """Give those that waited for a job its result or its failure."""
+        twins = self._twins.pop(_place(job))
+        for twin in twins:
+            if _place(job) in self._scored:
+                self._copy(twin, self._scored[_place(job)])
+            else:
+                self._fail_like(twin, job.candidate)
+        return twins
+
+    def _copy(self, job: Job, source: tuple[int, int]) -> None:
+        """Give a job the result of a candidate's round."""
+        self._store.copy_result(job, source)
+        self._keep(job.candidate, job.phase, job.round, self._rounds[source[0], job.phase][source[1]])
+        self._tokens[job.candidate, job.phase, job.round] = self.tokens(source[0], job.phase, source[1])
+
+    def _fail_like(self, job: Job, twin: int) -> None:
         stage = self._failures[twin, job.phase]
         reason = f"the same recipe failed as candidate {twin}"
         failed = Failed(candidate=job.candidate, phase=job.phase, round=job.round, stage=stage, reason=reason)
         self._store.record(failed, job=self._started(job), final=True)
         self._failures[job.candidate, job.phase] = stage
+
+
+def _place(job: Job) -> _Place:
+    """What equal jobs have in common."""
+    return job.phase, job.items.digest, job.recipe.digest
 
 
 def _answering(outcome: Outcome, job: Job) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _ANY_DEVICE = 1 << 60
 
 def launch(
     experiment: Experiment, folder: Path, stop: Stop, note: Callable[[str], None] = lambda _: None
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Run an experiment in a folder, or go on with the run that is there.
 
     Example:

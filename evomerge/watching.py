@@ -1,57 +1,119 @@
-"""What a person sees while a run goes on: a live bar on a terminal, one line per generation elsewhere."""
+"""What a person sees while a run goes on: one live screen on a terminal, one line per generation elsewhere.
+
+Nothing here may hold a run up or end it: looks at the run folder take one percent of the time at most, whatever they
+cost, and one that fails is skipped.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
+from evomerge.reports import Standing, Tally, screen
+from evomerge.reports.words import duration
+from evomerge.runs import RunStore
 from evomerge.search import Progress
+from evomerge.stopping import Stop
 
-__all__ = ["Watch", "watching"]
+if TYPE_CHECKING:
+    from evomerge.config import Experiment
 
-Watch = Callable[[Progress, bool], None]
-"""Takes each step of a run, and whether a stop was asked for."""
+__all__ = ["Glances", "Watch", "watching"]
+
+Watch = Callable[[Progress, Standing | None], None]
+"""Takes each step of a run, and where it stands if somebody has just looked."""
+
+_SHARE = 0.01
+"""Of the time, for looks at the run folder."""
 
 
-def _words(progress: Progress, stopping: bool) -> str:
-    stage = "confirming" if progress.phase == "confirm" else f"generation {progress.generation}"
-    failures = f", {progress.failures} failed" if progress.failures else ""
-    return f"{'stopping: ' if stopping else ''}{stage}{failures}"
+class Glances:
+    """Looks at a run in progress, now and then.
+
+    Args:
+        experiment: the run's.
+        folder: the run folder.
+        seconds: between two looks, at least; more where a look takes long.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, seconds: float = 1.0) -> None:
+        self._tally, self._folder, self._seconds = Tally(experiment), folder, seconds
+        self._next = 0.0
+
+    def look(self, *, now: bool = False) -> Standing | None:
+        """Where the run stands; None if it is too soon to ask again, or if it cannot be read."""
+        began = time.monotonic()
+        if began < self._next and not now:
+            return None
+        standing = None
+        try:
+            with RunStore.read(self._folder) as store:
+                standing = self._tally.look(store)
+        except Exception as error:  # a picture of a run is not worth the run
+            logging.getLogger("evomerge.workers").info("the run could not be looked at: %s", error)
+        took = time.monotonic() - began
+        self._next = began + max(self._seconds, took / _SHARE)
+        return standing
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Watch]:
-    """Show a run on a console; the bar vanishes at the end, the lines stay."""
-    if not console.is_terminal:
-        yield _lines(console)
+def watching(console: Console, stop: Stop) -> Iterator[Watch]:
+    """Show a run on a console; the screen vanishes at the end, the lines stay."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield _lines(console, stop)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting workers", total=None)
+    view = _Screen(stop)
+    with Live(
+        get_renderable=view.render,
+        console=console,
+        refresh_per_second=1,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ):
+        yield view.show
 
-        def show(progress: Progress, stopping: bool) -> None:
-            words = _words(progress, stopping)
-            bar.update(task, description=words, completed=progress.done, total=progress.planned)
 
-        yield show
+class _Screen:
+    """What the live screen shows; drawn by a thread of its own, from what the run told last."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop, self._began = stop, time.monotonic()
+        self._doing = "starting workers"
+        self._picture: RenderableType | None = None
+
+    def show(self, progress: Progress, standing: Standing | None) -> None:
+        self._doing = _words(progress)
+        if standing is not None:
+            self._picture = screen(standing, doing="", done=progress.done, planned=progress.planned)
+
+    def render(self) -> RenderableType:
+        stopping = "stopping when what is in flight is done: " if self._stop.requested else ""
+        now = Text(f"{stopping}{self._doing}, {duration(time.monotonic() - self._began)}", style="bold")
+        return now if self._picture is None else Group(now, self._picture)
 
 
-def _lines(console: Console) -> Watch:
+def _words(progress: Progress) -> str:
+    stage = "confirming" if progress.phase == "confirm" else f"generation {progress.generation}"
+    failures = f", {progress.failures} failed" if progress.failures else ""
+    return f"{stage}: {progress.done} of {progress.planned}{failures}"
+
+
+def _lines(console: Console, stop: Stop) -> Watch:
     seen: tuple[str, int] | None = None
 
-    def show(progress: Progress, stopping: bool) -> None:
+    def show(progress: Progress, standing: Standing | None) -> None:
         nonlocal seen
         if (progress.phase, progress.generation) != seen or progress.done == progress.planned:
             seen = (progress.phase, progress.generation)
-            with suppress(BrokenPipeError):  # whoever read the pipe has gone; the run goes on
-                print(
-                    f"{_words(progress, stopping)}: {progress.done} of {progress.planned}",
-                    file=console.file,
-                    flush=True,
-                )
+            print(f"{'stopping: ' if stop.requested else ''}{_words(progress)}", file=console.file, flush=True)
 
     return show

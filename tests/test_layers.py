@@ -16,6 +16,7 @@ LAYER = {
     "": 0,
     "errors": 0,
     "rng": 0,
+    "lasting": 0,
     "secrecy": 0,
     "yaml_lines": 0.5,
     "recipe": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
@@ -47,15 +47,14 @@ AdapterOption = Annotated[
 CandidateOption = Annotated[str, typer.Option("--candidate", help="knee, best:OBJECTIVE or a candidate's number.")]
 
 
-def open_console() -> Console:
-    """Standard output, for people: on a pipe, lines as long as they are."""
+def open_console(file: TextIO | None = None) -> Console:
+    """Standard output, or another stream, for people: lines on a pipe are as long as they are."""
     from rich.console import Console
 
-    class PipedConsole(Console):
-        def on_broken_pipe(self) -> None:  # rich would end the program with exit code 1
-            raise BrokenPipeError
+    from evomerge.lasting import Lasting
 
-    return PipedConsole(file=sys.stdout, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    file = file or sys.stdout
+    return Console(file=cast("TextIO", Lasting(file)), markup=False, highlight=False, soft_wrap=not file.isatty())
 
 
 def load(name: str, assignments: list[str] | None) -> Experiment:

@@ -31,18 +31,21 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Run an experiment; on an existing run folder, go on where it stopped."""
+    from evomerge.lasting import undisturbed
     from evomerge.launch import launch
     from evomerge.stopping import Stop
-    from evomerge.watching import watching
+    from evomerge.watching import Glances, watching
 
     key = "executor.kind" if executor in ("serial", "ray") else "executor"
     changes = [*([f"{key}={executor}"] if executor else []), *(set_ or [])]
     folder, config = _folder_and_config(experiment, out, changes)
-    console = open_console()
-    with Stop().listening() as stop, watching(console) as watch:
-        for progress in launch(config, folder, stop, lambda text: console.print(text, soft_wrap=True)):
-            watch(progress, stop.requested)
-    _conclude(folder, console)
+    glances = Glances(config, folder)
+    with undisturbed(folder / "logs" / "console.log") as terminal, Stop().listening() as stop:
+        console = open_console(terminal)
+        with watching(console, stop) as watch:
+            for progress in launch(config, folder, stop, lambda text: console.print(text, soft_wrap=True)):
+                watch(progress, glances.look() if console.is_terminal else None)
+    _conclude(folder, open_console())
 
 
 def _folder_and_config(name: str, out: Path | None, changes: list[str]) -> tuple[Path, Experiment]:
@@ -78,15 +81,15 @@ def _conclude(folder: Path, console: Console) -> None:
 
 def status(run: RunArgument) -> None:
     """Show where a run stands, whether it is running or not."""
-    from evomerge.reports import MANY, print_standing, print_status, summarize
-    from evomerge.runs import RunStore
+    from evomerge.reports import MANY, Tally, screen, summarize, verdict
+    from evomerge.runs import RunStore, experiment_of
 
+    console = open_console()
     with RunStore.read(run) as store:
-        counts = store.counts()
-        if counts["results"] >= MANY:
-            print_standing(store, counts, open_console())
-        else:
-            print_status(summarize(store), open_console())
+        standing = Tally(experiment_of(store)).look(store)
+        console.print(screen(standing, bar=console.is_terminal))
+        if standing.state == "finished" and standing.done < MANY:
+            console.print(f"\n{verdict(summarize(store)).headline}")
 
 
 def report(

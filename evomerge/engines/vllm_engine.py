@@ -19,7 +19,7 @@ from evomerge.engines.base import LoadStats, stay_offline
 from evomerge.engines.vllm_backend import VllmBackend
 from evomerge.engines.vllm_canary import TOLERANCE, answers_of, canary_texts, distance, expected_answers
 from evomerge.engines.vllm_process import SWAPPABLE, on_cpu, start, stop
-from evomerge.errors import MergeError
+from evomerge.errors import MergeError, require_installed
 from evomerge.merging.executor import execute
 from evomerge.merging.export import export_checkpoint, export_skeleton
 from evomerge.merging.operators import lower
@@ -92,6 +92,7 @@ class VllmEngine:
     """
 
     def __init__(self, pool: ModelPool, opening: Opening, *, depth: int | None = None, gpu: float = 1.0) -> None:
+        require_installed("vllm", "vllm")
         stay_offline()
         import torch
         from transformers import AutoTokenizer
@@ -110,7 +111,7 @@ class VllmEngine:
         self.llm: Any = None
         self._depth = max(depth or 0, pool.layers)
         self._loads = 0
-        self._texts = canary_texts(self.skeleton().config.vocab_size)
+        self._texts = canary_texts(self.skeleton().config.get_text_config().vocab_size)
         self.load(uniform((pool.base,), layers=pool.layers, dtype=self.dtype))
 
     def backend(self, *, chat_template: bool) -> VllmBackend:
@@ -142,8 +143,9 @@ class VllmEngine:
         if self.llm is None or recipe.depth > self._depth:
             self._start_empty(recipe.depth)
         share = self._write(recipe, exact=exact)
-        if self._loads % self.config.canary_every == 0:
-            self._check(recipe, exact=exact)
+        due = self._loads % self.config.canary_every == 0
+        if due and (fault := self._fault(recipe, exact=exact)):
+            self._give_up_swapping(recipe, fault)
         self._loads += 1
         return LoadStats(seconds=time.perf_counter() - started, rewritten_share=share)
 
@@ -191,33 +193,44 @@ class VllmEngine:
         """What every worker of the engine answers.
 
         Raises:
-            MergeError: one of them refused.
+            MergeError: one of them refused. If it was in the midst of exchanging weights, this engine is lost.
         """
-        answers: list[dict[str, Any]] = self.llm.collective_rpc(method, args=arguments)
-        if faults := [answer["fault"] for answer in answers if "fault" in answer]:
-            raise MergeError(faults[0])
+        try:
+            answers: list[dict[str, Any]] = self.llm.collective_rpc(method, args=arguments)
+        except Exception:  # whatever vLLM may raise
+            self.close()
+            raise
+        if refusals := [answer for answer in answers if "fault" in answer]:
+            if not all(refusal["intact"] for refusal in refusals):
+                self.close()
+            raise MergeError(refusals[0]["fault"])
         return answers
 
-    def _check(self, recipe: Recipe, *, exact: bool) -> None:
-        """Compare the live weights with all of them written anew, and with what an export would hold.
-
-        Raises:
-            MergeError: they differ; from now on each candidate gets an engine of its own.
-        """
+    def _fault(self, recipe: Recipe, *, exact: bool) -> str:
+        """How the live weights differ from all of them written anew, or from what an export would hold; else empty."""
         live = answers_of(self.llm, self._texts)
         self._write(recipe, exact=exact, anew=True)
         whole = answers_of(self.llm, self._texts)
         apart, off = distance(live, whole), distance(whole, self._expected(recipe)) if exact else 0.0
-        print(f"check of the live weights: {apart:.2g} nats from rewritten ones, {off:.2g} from transformers")
-        if apart <= _SAME and off <= TOLERANCE[self.dtype]:
-            return
+        told = f"{apart:.2g} nats per token from the same ones written anew, {off:.2g} from transformers"
+        print(f"live weights: {told}")
+        return "" if apart <= _SAME and off <= TOLERANCE[self.dtype] else told
+
+    def _give_up_swapping(self, recipe: Recipe, fault: str) -> None:
+        """Go on with an engine for each candidate.
+
+        Raises:
+            MergeError: other candidates were scored with weights that nobody has checked.
+        """
         self.swaps = False
-        since = f"{self.config.canary_every} candidates" if self._loads else "the start"
-        raise MergeError(
-            f"vLLM's live weights are not those of the recipe: {apart:.3g} nats per token from the same ones written "
-            f"anew, {off:.3g} from transformers; this worker starts an engine for each candidate from now on, which "
-            f"is slow; its scores since the last check ({since}) are in doubt"
+        told = (
+            f"vLLM's live weights are not those of the recipe: {fault}; this worker starts an engine for each "
+            "candidate from now on, which is slow"
         )
+        if self._loads:
+            raise MergeError(f"{told}; its last {self.config.canary_every} scores are in doubt")
+        print(told)
+        self._replace(recipe)
 
     def _expected(self, recipe: Recipe) -> list[float]:
         with self._folder() as folder:

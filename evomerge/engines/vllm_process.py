@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.engines.vllm_worker import EXTENSION
-from evomerge.errors import ConfigError, Fault, MergeError, require_installed
+from evomerge.errors import ConfigError, Fault, MergeError
 
 if TYPE_CHECKING:
     from evomerge.config import VllmConfig
@@ -42,10 +42,8 @@ def start(folder: Path, config: VllmConfig, *, dtype: str, share: float, dummy: 
         apart: in a process of its own, which leaves nothing behind; else in this one, which starts faster.
 
     Raises:
-        MissingExtraError: vLLM is not installed.
         ConfigError: vLLM refuses to start.
     """
-    require_installed("vllm", "vllm")
     for name, value in {**_ENVIRONMENT, "OMP_NUM_THREADS": str(config.threads)}.items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(apart))

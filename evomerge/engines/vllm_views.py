@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from evomerge.merging.executor import execute_into, execute_part
-from evomerge.merging.plan import MergePlan, TensorPlan
+from evomerge.merging.executor import execute_part
 
 if TYPE_CHECKING:
+    from evomerge.merging.plan import TensorPlan
     from evomerge.merging.pool import TensorSpec
     from evomerge.merging.residency import Residence
 
@@ -49,17 +49,11 @@ class Views:
 
     def write(self, wanted: Mapping[str, TensorPlan | None], residence: Residence) -> None:
         """Execute plans into the parameters; None stands for zeros."""
-        whole = []
-        for name, plan in wanted.items():
-            view = self.by_name[name]
-            if plan is None:
-                view.memory.zero_()
-            elif view.axis is None:
-                whole.append(plan)
-            else:
-                execute_part(plan, residence, view.memory, view.axis, view.start)
-        there = {plan.name: self.by_name[plan.name].memory for plan in whole}
-        execute_into(MergePlan(tensors=tuple(whole)), residence.pool, there, residence=residence)
+        for name in (name for name, plan in wanted.items() if plan is None):
+            self.by_name[name].memory.zero_()
+        for plan in residence.ahead([plan for plan in wanted.values() if plan is not None]):
+            view = self.by_name[plan.name]
+            execute_part(plan, residence, view.memory, view.axis or 0, view.start)
 
 
 def module_of(model: Any, name: str) -> str:
@@ -72,7 +66,7 @@ def module_of(model: Any, name: str) -> str:
 
 
 def _placed(model: Any, name: str) -> tuple[str, str | None]:
-    """VLLM's name of the parameter, and which of the tensors that are fused in it this is."""
+    """The parameter's name in vLLM, and which of the tensors that are fused in it this is."""
     for fused, parts in model.packed_modules_mapping.items():
         for part in parts:
             if f".{part}." in name and len(parts) > 1:

@@ -45,6 +45,7 @@ class LiveWeights:
 
     Attributes:
         in_place: whether plans are executed straight into the parameters.
+        intact: False once vLLM's reloading was cut short: it does not bear that.
     """
 
     def __init__(self, worker: Any, pool: ModelPool, config: VllmConfig) -> None:
@@ -54,6 +55,7 @@ class LiveWeights:
         self._specs = _specs_at(pool, self._depth)
         self._views = views_of(self._model, self._specs)
         self.in_place = self._views is not None
+        self.intact = True
         self._residence = _residence(pool, config, worker.device)
         self._content: dict[str, Content] = {}
 
@@ -111,7 +113,9 @@ class LiveWeights:
     def _reload(self, wanted: Mapping[str, Content]) -> None:
         if not wanted:
             return
+        self.intact = False
         self._worker.reload_weights(weights_iterator=self._tensors(wanted))
+        self.intact = True
         tied = getattr(self._model.config, "tie_word_embeddings", False)
         if tied and any(map(is_token_embedding, wanted)):
             # vLLM's own reloading packs a shared matrix for the embedding alone, and leaves the head with the old one

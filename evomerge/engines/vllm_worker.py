@@ -32,8 +32,8 @@ class Opening(Strict):
 class MergeExtension:
     """Methods that a vLLM worker gets; their names must not clash with its own.
 
-    Each answers with plain data: `{"fault": text}` where evomerge refused something, since exceptions do not cross all
-    of vLLM's process boundaries.
+    Each answers with plain data, since exceptions do not cross all of vLLM's process boundaries. Where evomerge refused
+    something that is `fault`, a text, and `intact`, whether vLLM can still be told something else.
     """
 
     model_runner: Any
@@ -55,7 +55,7 @@ class MergeExtension:
             load_plugins(told.plugins)
             self._evomerge = LiveWeights(self, configured_pool(told.pool), told.engine)
         except EvomergeError as error:
-            return {"fault": str(error)}
+            return {"fault": str(error), "intact": True}
         return {"in_place": self._evomerge.in_place}
 
     def evomerge_load(self, recipe: str, exact: bool, anew: bool) -> dict[str, Any]:
@@ -76,4 +76,4 @@ class MergeExtension:
                 self._evomerge.forget()
             return {"written": self._evomerge.load(Recipe.from_data(json.loads(recipe)), exact=exact)}
         except EvomergeError as error:
-            return {"fault": str(error)}
+            return {"fault": str(error), "intact": self._evomerge.intact}

@@ -106,7 +106,7 @@ def execute_into(
 def execute_part(
     tensor: TensorPlan, there: Residence, out: torch.Tensor, axis: int, start: int, *, compiler: Compiler = COMPILER
 ) -> None:
-    """Merge in place the part of one tensor that a rank of a tensor-parallel model holds.
+    """Merge in place the part of one tensor that a rank of a tensor-parallel model holds; it may be all of it.
 
     The values are those of the whole tensor's merge. Only the part is computed, unless its elements depend on others.
 
@@ -118,6 +118,9 @@ def execute_part(
         start: first index of the part along it.
         compiler: decides what is compiled.
     """
+    if tensor.shape == tuple(out.shape):
+        _write(tensor, there, out, None, compiler)
+        return
     kernel, length = tensor.kernel, out.shape[axis]
     if isinstance(kernel, Copy) and not tensor.is_amplified:
         _store(there.whole(tensor, kernel.source).narrow(axis, start, length), out, tensor.dtype)

@@ -5,21 +5,23 @@ from evomerge.reports.model_card import model_card
 from evomerge.reports.png import write_png
 from evomerge.reports.pool_page import write_kinship
 from evomerge.reports.pool_tables import print_kinship
-from evomerge.reports.standing import MANY, print_standing
+from evomerge.reports.screen import screen
+from evomerge.reports.standing import MANY, Standing, Tally
 from evomerge.reports.summarize import summarize
 from evomerge.reports.summary import Summary
-from evomerge.reports.terminal import print_status, print_verdict
+from evomerge.reports.terminal import print_verdict
 from evomerge.reports.verdict import Verdict, verdict
 
 __all__ = [
     "MANY",
+    "Standing",
     "Summary",
+    "Tally",
     "Verdict",
     "model_card",
     "print_kinship",
-    "print_standing",
-    "print_status",
     "print_verdict",
+    "screen",
     "summarize",
     "verdict",
     "write_kinship",

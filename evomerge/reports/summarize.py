@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evomerge.runs import Candidate, Result, RunStore
     from evomerge.runs import Failure as Lost
 
-__all__ = ["summarize"]
+__all__ = ["objective_of", "state_of", "summarize"]
 
 _Answers = Mapping[int, tuple["Answer", ...]]
 """What candidates answered in one phase, and their costs."""
@@ -80,7 +80,7 @@ def summarize(store: RunStore, random: RunStore | None = None) -> Summary:
     return Summary(
         name=experiment.name,
         folder=str(store.folder),
-        state=_state(store),
+        state=state_of(store),
         created_at=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(store.manifest["created_at"])),
         seed=experiment.seed,
         level=experiment.fitness.confirm.level,
@@ -112,7 +112,7 @@ def summarize(store: RunStore, random: RunStore | None = None) -> Summary:
 
 def _read(store: RunStore) -> _Record:
     experiment = experiment_of(store)
-    objectives = tuple(_objective(o) for o in experiment.fitness.objectives)
+    objectives = tuple(objective_of(o) for o in experiment.fitness.objectives)
     candidates, results, failures = store.candidates(), store.results(), store.failures()
     recipes = {candidate.id: candidate.recipe for candidate in candidates}
     measured = experiment.fitness.measured
@@ -148,13 +148,14 @@ def _noted(store: RunStore, key: str) -> dict[str, Any]:
     return noted
 
 
-def _state(store: RunStore) -> str:
+def state_of(store: RunStore) -> str:
     """What the run itself noted, unless its driver is gone without a word."""
     state = store.meta("state") or "stopped"
     return "stopped" if state == "running" and holder(store.folder) is None else state
 
 
-def _objective(config: ObjectiveConfig) -> Objective:
+def objective_of(config: ObjectiveConfig) -> Objective:
+    """An axis of the front as the experiment names it."""
     return Objective(
         name=one_line(config.name),
         task=one_line(", ".join(metric.task for metric in config.metrics)),

@@ -1,4 +1,4 @@
-"""The verdict and the state of a run on a terminal. Readable at 80 columns and in a pipe; knows nothing of files."""
+"""The verdict of a run on a terminal. Readable at 80 columns and in a pipe; knows nothing of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evomerge.reports.summary import Entry, Measure, Summary
 from evomerge.reports.verdict import verdict
 from evomerge.reports.words import difference, mean_words, membership, number, percent, span
 
-__all__ = ["print_status", "print_verdict"]
+__all__ = ["print_verdict"]
 
 _STYLES = {"gain": "bold green", "partial": "bold yellow", "none": "bold yellow", "unconfirmed": "bold magenta"}
 _MOST_OBJECTIVES = 4
@@ -42,38 +42,6 @@ def print_verdict(summary: Summary, console: Console, report: Path | None = None
         lines.append(f"Export:  {summary.export_command(found.candidate)}")
     for line in lines:  # a command that is broken over two lines cannot be copied
         console.print(Text(line), soft_wrap=True)
-
-
-def print_status(summary: Summary, console: Console) -> None:
-    """Where a run stands: progress, failures, cost, and the best estimate so far."""
-    table = _table()
-    table.add_column("", style="dim")
-    table.add_column("")
-    for name, value in _status_rows(summary):
-        table.add_row(Text(name), Text(value))
-    console.print(table)
-    console.print(Text(verdict(summary).headline))
-
-
-def _status_rows(summary: Summary) -> Iterable[tuple[str, str]]:
-    cost = summary.cost
-    yield "run", f"{summary.name} in {summary.folder}"
-    yield "state", summary.state
-    yield "evaluations", f"{cost.evaluations} of {cost.budget} ({cost.copied} copied from equal recipes)"
-    yield "confirmed", f"{cost.confirmations} candidates on unseen items"
-    yield "failed", str(len(summary.failures))
-    yield "attempts", ", ".join(f"{count} {status}" for status, count in sorted(cost.attempts.items())) or "none"
-    yield "asked", f"{cost.items:,} items, {cost.tokens:,} tokens read and written"
-    yield "wall time", f"{cost.wall_seconds:.1f} s"
-    yield "worker time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in cost.seconds.items()) or "none"
-    if cost.rewritten is not None:
-        yield "weights rewritten", f"{100 * cost.rewritten:.0f} % of the model for a candidate, on average"
-    if cost.audit:
-        yield "audit", cost.audit
-    if summary.history is not None:
-        yield "hypervolume", number(summary.history.curve.hypervolume[-1])
-    for failure in summary.failures[-3:]:
-        yield f"failed #{failure.candidate}", f"{failure.stage}: {failure.reason}"
 
 
 def _table() -> Table:

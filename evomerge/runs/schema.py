@@ -21,7 +21,7 @@ from evomerge.errors import DiskError, EvomergeError, StoreError
 __all__ = ["DATABASE", "connect", "create_database", "snapshot", "translated"]
 
 DATABASE = "run.db"
-_VERSION = 3
+_VERSION = 4
 _LARGE = 64 << 20
 """Bytes from which on a run is not copied into memory to be read."""
 _APPLICATION = 0x45764D67  # "EvMg": tells a run from any other SQLite file
@@ -46,8 +46,8 @@ CREATE TABLE response (
   FOREIGN KEY (candidate, phase, round) REFERENCES result (candidate, phase, round)) WITHOUT ROWID;
 CREATE TABLE estimate (candidate INTEGER PRIMARY KEY REFERENCES candidate, told TEXT NOT NULL);
 CREATE TABLE failure (
-  candidate INTEGER NOT NULL REFERENCES candidate, phase TEXT NOT NULL, stage TEXT NOT NULL, reason TEXT NOT NULL,
-  PRIMARY KEY (candidate, phase)) WITHOUT ROWID;
+  number INTEGER PRIMARY KEY, seq INTEGER NOT NULL, candidate INTEGER NOT NULL REFERENCES candidate,
+  phase TEXT NOT NULL, stage TEXT NOT NULL, reason TEXT NOT NULL, UNIQUE (candidate, phase));
 """
 
 

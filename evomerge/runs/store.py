@@ -314,6 +314,14 @@ class RunStore:
         with translated(self.folder):
             return tables.get_failures(self._db)
 
+    def order(self, phase: Phase) -> list[int]:
+        """Candidates in the order in which they were settled: their first round scored, or given up.
+
+        One that was given up in a later round comes twice.
+        """
+        with translated(self.folder):
+            return tables.get_order(self._db, phase)
+
     def attempts(self) -> list[Attempt]:
         """Every attempt, by candidate, phase and number."""
         with translated(self.folder), _unhindered():

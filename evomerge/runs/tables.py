@@ -30,6 +30,7 @@ __all__ = [
     "get_failures",
     "get_labels",
     "get_meta",
+    "get_order",
     "get_results",
     "get_results_after",
     "get_spans",
@@ -106,7 +107,8 @@ def decided(db: sqlite3.Connection, candidate: int, phase: Phase, number: int) -
 def add_failure(db: sqlite3.Connection, failed: Failed) -> None:
     """A final failure."""
     row = (failed.candidate, failed.phase, failed.stage, failed.reason)
-    db.execute("INSERT INTO failure VALUES (?, ?, ?, ?)", row)
+    sql = f"INSERT INTO failure (seq, candidate, phase, stage, reason) VALUES ({_NEXT_SEQ}, ?, ?, ?, ?)"
+    db.execute(sql, row)  # its seq is that of the first result after it
 
 
 def clear_failures(db: sqlite3.Connection, candidate: int | None) -> None:
@@ -118,7 +120,18 @@ def clear_failures(db: sqlite3.Connection, candidate: int | None) -> None:
 
 def get_failures(db: sqlite3.Connection) -> list[Failure]:
     """Every final failure, by candidate and phase."""
-    return [Failure(**row) for row in _rows(db, "SELECT * FROM failure ORDER BY candidate, phase")]
+    sql = "SELECT candidate, phase, stage, reason FROM failure ORDER BY candidate, phase"
+    return [Failure(**row) for row in _rows(db, sql)]
+
+
+def get_order(db: sqlite3.Connection, phase: Phase) -> list[int]:
+    """Candidates in the order in which they were settled: their first round scored, or given up."""
+    sql = (
+        "SELECT candidate FROM (SELECT candidate, seq, 1 AS scored, 0 AS number FROM result "
+        "WHERE phase = :phase AND round = 0 "
+        "UNION ALL SELECT candidate, seq, 0, number FROM failure WHERE phase = :phase) ORDER BY seq, scored, number"
+    )
+    return [row["candidate"] for row in db.execute(sql, {"phase": phase})]
 
 
 def add_result(db: sqlite3.Connection, scored: Scored, items_digest: str) -> None:

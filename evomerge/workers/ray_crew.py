@@ -51,7 +51,7 @@ class Slot:
         due: when patience with the first call ends; monotonic seconds.
         place: where it came up; None while it waits for room.
         up: it takes jobs.
-        unreachable: the first call could not be delivered; it is sent again at `again`.
+        unreachable: since when the first call could not be delivered; it is sent again at `again`.
     """
 
     actor: Any
@@ -59,7 +59,7 @@ class Slot:
     due: float = math.inf
     place: Place | None = None
     up: bool = False
-    unreachable: bool = False
+    unreachable: float | None = None
     again: float = math.inf
 
     @property

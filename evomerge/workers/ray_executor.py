@@ -7,6 +7,7 @@ the caller's business.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -135,7 +136,7 @@ class RayExecutor:
         if self._short:
             for slot in up:
                 # while others may fall idle first, what is left waits here for whoever does
-                if len(slot.calls) == 1 and not slot.unreachable and len(self._queue) >= len(up):
+                if len(slot.calls) == 1 and slot.unreachable is None and len(self._queue) >= len(up):
                     self._send(slot, self._queue.popleft())
 
     def _send(self, slot: Slot, job: Job) -> None:
@@ -145,9 +146,11 @@ class RayExecutor:
         """Patience with the first call begins."""
         job = slot.calls[0].job if slot.calls else None
         if job is not None:
-            seconds = self._config.job_timeout_seconds if job.candidate in self._overdue else self._pace.deadline(job)
-            slot.due = time.monotonic() + seconds
-        slot.unreachable = False
+            slot.due = time.monotonic() + self._patience(job)
+
+    def _patience(self, job: Job) -> float:
+        late = job.candidate in self._overdue
+        return self._config.job_timeout_seconds if late else self._pace.deadline(job)
 
     def _advance(self, until: float) -> None:
         """Waits for a call to end, for patience to end, or for the given time; then deals with it."""
@@ -172,9 +175,10 @@ class RayExecutor:
     def _send_again(self) -> None:
         now = time.monotonic()
         for slot in self._slots:
-            if slot.unreachable and slot.calls[0].ref is None and now >= slot.again:
+            if slot.calls and slot.calls[0].ref is None and now >= slot.again:
                 job = slot.calls[0].job
                 slot.calls[0] = Call(slot.actor.run.remote(job), job)
+                self._expect(slot)
 
     def _settle(self, slot: Slot) -> None:
         call = slot.calls.popleft()
@@ -189,6 +193,7 @@ class RayExecutor:
         if call.job is None:
             self._crew.arrived(slot, value)
             return
+        slot.unreachable = None
         self._outcomes.append(value)
         if isinstance(value, Scored):
             self._pace.saw(call.job, value)
@@ -204,18 +209,24 @@ class RayExecutor:
     def _call_failed(self, slot: Slot, job: Job, error: Exception) -> None:
         errors = self._ray.exceptions
         if isinstance(error, errors.ActorUnavailableError):
-            # Not dead: its node is slow or cut off. Time, not the number of tries, decides.
-            now = time.monotonic()
-            self._take_back(slot)
-            slot.calls.append(Call(None, job))
-            slot.again = now + _RETRY_SECONDS
-            slot.due = slot.due if slot.unreachable else min(slot.due, now + _UNREACHABLE_SECONDS)
-            slot.unreachable = True
+            self._postpone(slot, job)
         elif isinstance(error, errors.RayTaskError):
             self._outcomes.append(failed(job, one_line(error), slot.name))
             self._expect(slot)
         else:
             self._lose(slot, job, _stage_of(error), _cause_of_death(error))
+
+    def _postpone(self, slot: Slot, job: Job) -> None:
+        """Not dead: its node is slow or cut off. Time, not the number of tries, decides when it is given up."""
+        now = time.monotonic()
+        if slot.unreachable is None or now - slot.again > _UNREACHABLE_SECONDS:
+            slot.unreachable = now
+        if now - slot.unreachable >= _UNREACHABLE_SECONDS:
+            self._lose(slot, job, "node", f"could not be reached for {_UNREACHABLE_SECONDS:g} s")
+            return
+        self._take_back(slot)
+        slot.calls.append(Call(None, job))
+        slot.again, slot.due = now + _RETRY_SECONDS, math.inf
 
     def _expire(self, slot: Slot) -> None:
         job = slot.calls[0].job
@@ -223,11 +234,7 @@ class RayExecutor:
             self._crew.failed(slot, self._crew.never_came_up())
             return
         slot.calls.popleft()
-        if slot.unreachable:
-            self._lose(slot, job, "node", f"could not be reached for {_UNREACHABLE_SECONDS:g} s")
-            return
-        limit = self._config.job_timeout_seconds
-        seconds = limit if job.candidate in self._overdue else self._pace.deadline(job)
+        limit, seconds = self._config.job_timeout_seconds, self._patience(job)
         self._overdue.add(job.candidate)
         allowed = "executor.job_timeout_seconds" if seconds == limit else "many times what such jobs take"
         self._lose(slot, job, "timeout", f"took longer than {seconds:g} s ({allowed})")

@@ -19,7 +19,8 @@ was also looked at on six splits of the extrapolation.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from equal_items import equal_items
@@ -241,20 +242,25 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
+def every_row(place: Path | None) -> Iterator[Row]:
+    """Everything, in the order in which it is measured."""
+    judged = place is not None
+    gsm8k = simulated_merges(486) if place is None else merges_of(place, "gsm8k")
+    yield Row(name="items", target="", measured=" / ".join(map(str, SIZES)), met=None)
+    yield from merges_rows("gsm8k", gsm8k, judged)
+    yield from merges_rows("arc", simulated_merges(245) if place is None else merges_of(place, "arc"), judged)
+    yield from stress_rows(simulated_stress(486) if place is None else stress_of(place), judged)
+    yield published_row(gsm8k, judged)
+    yield from time_rows()
+    yield from equal_items()
+
+
 def main() -> None:
     """Measure everything and print the table."""
     place = folder()
     if place is None:
         print("no response matrices (EVOMERGE_RESPONSES): simulated ones stand in, and targets for them are not judged")
-    gsm8k = simulated_merges(486) if place is None else merges_of(place, "gsm8k")
-    rows = [Row(name="items", target="", measured=" / ".join(map(str, SIZES)), met=None)]
-    rows += merges_rows("gsm8k", gsm8k, place is not None)
-    rows += merges_rows("arc", simulated_merges(245) if place is None else merges_of(place, "arc"), place is not None)
-    rows += stress_rows(simulated_stress(486) if place is None else stress_of(place), place is not None)
-    rows.append(published_row(gsm8k, place is not None))
-    rows += time_rows()
-    rows += equal_items()
-    conclude("fitness", rows)
+    conclude("fitness", every_row(place))
 
 
 if __name__ == "__main__":

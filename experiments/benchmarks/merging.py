@@ -16,12 +16,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -334,23 +333,21 @@ def export_rows(place: Path) -> list[Row]:
     ]
 
 
+def every_row(place: Path) -> Iterator[Row]:
+    """Everything, in the order in which it is measured."""
+    pool = make_pool(place / "small")
+    yield from prepare_rows(pool)
+    yield from scheduling_rows(pool)
+    yield from candidate_rows(pool, place)
+    yield from fallback_rows(pool)
+    yield from export_rows(place / "large")
+
+
 def main() -> None:
     """Measure everything and print the table."""
     torch.set_num_threads(1)
     with temporary() as place:
-        pool = make_pool(place / "small")
-        rows = []
-        parts: tuple[Callable[[], Iterable[Row]], ...] = (
-            partial(prepare_rows, pool),
-            partial(scheduling_rows, pool),
-            partial(candidate_rows, pool, place),
-            partial(fallback_rows, pool),
-            partial(export_rows, place / "large"),
-        )
-        for row in chain.from_iterable(part() for part in parts):
-            print(f"{row.name}: {row.measured}", flush=True)
-            rows.append(row)
-    conclude("merging, CPU seconds per candidate of 135M weights", rows)
+        conclude("merging, CPU seconds per candidate of 135M weights", every_row(place))
 
 
 if __name__ == "__main__":

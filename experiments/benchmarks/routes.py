@@ -67,7 +67,7 @@ class Route:
     def _friction(self, path: Sequence[Hop]) -> float:
         """The harm of all joints, the first and last layer's included."""
         depths = [-1, *(hop.layer for hop in path), DEPTH]
-        harm = sum(_JUMP * abs(after - before - 1) ** 1.5 for before, after in pairwise(depths))
+        harm = sum(_JUMP * float(abs(after - before - 1)) ** 1.5 for before, after in pairwise(depths))
         harm += _SCALE * math.log(path[0].scale) ** 2
         for before, after in pairwise(path):
             crosses = before.source != after.source

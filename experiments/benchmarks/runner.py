@@ -22,7 +22,7 @@ from table import QUICK, Row, conclude
 
 from evomerge.config import FitnessConfig, ItemsConfig, ObjectiveConfig, TransformersConfig
 from evomerge.engines import EvalRunner, TransformersEngine
-from evomerge.engines.loglikelihood import Batch, make_batches
+from evomerge.engines.loglikelihood import Batch, keeps_branches_apart, make_batches
 from evomerge.merging.pool import ModelPool
 from evomerge.outcome import ItemSet
 
@@ -107,9 +107,12 @@ def measure() -> list[Row]:
         runner = EvalRunner(engine, write_task(Path(folder)), seed=0)
         building = time.process_time() - started
     items = ItemSet.of({"made_up": tuple(range(10 if QUICK else ITEMS))})
-    shared = runner._prepare(items).batches
     pairs = [pair for i in dict(items.tasks)["made_up"] for pair in runner._items["made_up"][i].pairs]
-    plain = make_batches(pairs, batch_size=8, max_length=2048, device="cpu")
+    share = keeps_branches_apart(engine.model)
+    shared, plain = (
+        make_batches(pairs, batch_size=8, max_length=2048, device="cpu", share_prompts=wanted)
+        for wanted in (share, False)
+    )
     score, alone, unshared = taking_turns(
         lambda: runner.score(items), lambda: forward_alone(engine, shared), lambda: forward_alone(engine, plain)
     )

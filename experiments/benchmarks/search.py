@@ -10,14 +10,15 @@ coefficients, which a space with knots cannot quite reach.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from landscapes import GROUPS, LAYERS, Floats, Merge, front_volume, made, profile, volume
 from pydantic import TypeAdapter
-from routing import landscape_rows
+from real_search import real_search
+from routing import family_rows, landscape_rows
 from scipy import stats
 from table import QUICK, Row, conclude
 
@@ -201,7 +202,19 @@ def replaying(kind: str) -> Row:
     return Row(name=name, target="<= 30 s", measured=f"{spent:.1f} s", met=spent <= 30.0)
 
 
+def every_row() -> Iterator[Row]:
+    """Everything, in the order in which it is measured; the searches on real models only in full runs."""
+    for contender in SINGLE:
+        yield from rows_of("accuracy", contender, single)
+    for contender in DOUBLE:
+        yield from rows_of("hypervolume", contender, double)
+    yield from landscape_rows()
+    yield from map(asking, ASKING)
+    yield from map(replaying, ASKING)
+    if not QUICK:
+        yield from family_rows()
+        yield from real_search()
+
+
 if __name__ == "__main__":
-    rows = [row for contender in SINGLE for row in rows_of("accuracy", contender, single)]
-    rows += [row for contender in DOUBLE for row in rows_of("hypervolume", contender, double)]
-    conclude("search", [*rows, *landscape_rows(), *map(asking, ASKING), *map(replaying, ASKING)])
+    conclude("search", every_row())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = ["QUICK", "Row", "conclude"]
@@ -26,8 +27,12 @@ class Row:
     met: bool | None
 
 
-def conclude(title: str, rows: list[Row]) -> None:
-    """Print the table and exit: 0 if every target was met, else 1."""
+def conclude(title: str, found: Iterable[Row]) -> None:
+    """Print each figure when it is measured, then the table, and exit: 0 if every target was met, else 1."""
+    rows = []
+    for row in found:
+        print(f"{row.name}: {row.measured}", flush=True)
+        rows.append(row)
     print(f"\n{title}{' (QUICK)' if QUICK else ''}")
     cells = [(row.name, row.target, row.measured) for row in rows]
     widths = [max(len(text) for text in column) for column in zip(*cells, strict=True)]

@@ -151,6 +151,12 @@ def test_report_and_its_picture(finished: Path, evomerge: Run, tmp_path: Path) -
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_report_compares_with_random_searches_only(finished: Path, evomerge: Run) -> None:
+    code, _, err = evomerge("report", finished, "--random", finished)
+    assert code == 3
+    assert "expected a run with algorithm.kind: random to compare with; got nsga2" in err
+
+
 def test_a_report_that_cannot_be_written(finished: Path, evomerge: Run, tmp_path: Path) -> None:
     code, _, err = evomerge("report", finished, "--out", tmp_path)
     assert code == 3

@@ -11,6 +11,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 
 from evomerge.config import PoolConfig, VllmConfig
 from evomerge.errors import MergeError
+from evomerge.merging.checkpoint import Checkpoint
 from evomerge.merging.configured import configured_pool
 from evomerge.recipe import Hop, Recipe, uniform
 
@@ -123,6 +124,26 @@ def test_a_recipe_that_cannot_be_merged_is_refused_and_forgotten(engine: "VllmEn
     assert answers(engine) == first
 
 
+def test_after_a_load_that_failed_midway_everything_is_as_it_should_be(
+    engine: "VllmEngine", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.load(average("one"))
+    first, reads, original = answers(engine), list[str](), Checkpoint.tensor
+
+    def tensor(self: Checkpoint, name: str) -> Any:
+        reads.append(name)
+        if len(reads) > 10:
+            raise MergeError("the disk went away")
+        return original(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "tensor", tensor)
+        with pytest.raises(MergeError, match="the disk went away"):
+            engine.load(average("one", "two"))
+    engine.load(average("one"))
+    assert answers(engine) == pytest.approx(first, abs=1e-5)
+
+
 def test_nothing_of_old_prefixes_is_left(engine: "VllmEngine") -> None:
     """Prompts of several blocks would be answered from the cache of the model before."""
     prompt = ("abcdefghij" * 6, {"until": ["."], "max_gen_toks": 8})
@@ -135,7 +156,7 @@ def test_nothing_of_old_prefixes_is_left(engine: "VllmEngine") -> None:
     assert write() == alone
 
 
-def test_a_check_that_fails_ends_swapping(engine: "VllmEngine", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_turn_out_wrong_end_swapping(engine: "VllmEngine", monkeypatch: pytest.MonkeyPatch) -> None:
     """The head of a tied model keeps its old copy of the embedding, if nobody packs it again."""
     from evomerge.engines import vllm_weights
 
@@ -143,8 +164,8 @@ def test_a_check_that_fails_ends_swapping(engine: "VllmEngine", monkeypatch: pyt
         pytest.skip("nothing is packed")
     engine.load(average("base"))
     monkeypatch.setattr(vllm_weights, "is_token_embedding", lambda _: False)
-    monkeypatch.setattr(engine, "_loads", 0)
-    with pytest.raises(MergeError, match="starts an engine for each candidate from now on"):
+    monkeypatch.setattr(engine, "_loads", SMALL.canary_every)
+    with pytest.raises(MergeError, match="which is slow; its last 200 scores are in doubt"):
         engine.load(average("two"))
     assert not engine.swaps
     monkeypatch.setattr(engine, "swaps", True)
@@ -170,4 +191,36 @@ def test_other_architectures_get_an_engine_for_each_candidate(tmp_path: Path, sa
     assert engine.load(recipe).rewritten_share == 1.0
     write_merge(recipe, engine.pool, tmp_path / "model")
     assert distance(answers(engine), expected_answers(tmp_path / "model", canary_texts(32), "float32")) < 1e-4
+    engine.close()
+
+
+def test_an_engine_that_is_wrong_from_the_start_never_swaps(
+    tmp_path: Path, save_random_family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evomerge.engines import vllm_weights
+    from evomerge.engines.vllm_canary import canary_texts, distance, expected_answers
+
+    source = save_random_family(tmp_path, LlamaConfig, LlamaForCausalLM, tie_word_embeddings=True)
+    monkeypatch.setattr(vllm_weights, "is_token_embedding", lambda _: False)
+    engine = started(source)
+    assert not engine.swaps
+    assert distance(answers(engine), expected_answers(source.base, canary_texts(32), "float32")) < 1e-4
+    engine.close()
+
+
+def test_two_ranks_hold_one_model(tmp_path: Path, save_random_family: Any) -> None:
+    """Tensor parallelism over two processes, which reach nothing of this one but texts."""
+    from evomerge.engines.vllm_canary import canary_texts, distance, expected_answers
+    from evomerge.merge import write_merge
+
+    source = save_random_family(tmp_path, LlamaConfig, LlamaForCausalLM, tie_word_embeddings=True)
+    engine = started(source, SMALL.model_copy(update={"tensor_parallel_size": 2}))
+    for number, name in enumerate(("all tensors", "the longest path")):
+        engine.load(RECIPES[name])
+        write_merge(RECIPES[name], engine.pool, tmp_path / f"model{number}")
+        expected = expected_answers(tmp_path / f"model{number}", canary_texts(32), "float32")
+        assert distance(answers(engine), expected) < 1e-4
+    with pytest.raises(MergeError, match="the recipe names the models"):
+        engine.load(average("one", "three"))
+    assert engine.llm is not None
     engine.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from evomerge.reports import Summary, print_status, print_verdict, verdict
+from evomerge.reports import Summary, print_verdict, verdict
 
 Make = Callable[..., Summary]
 
@@ -72,12 +72,3 @@ def test_markup_in_names_is_shown_as_it_is(summary: Make) -> None:
     text = printed(print_verdict, summary(experts=("[bold]rev", "[/]")), width=120)
     assert "[bold]rev" in text
     assert "[/]" in text
-
-
-def test_status_of_a_run_with_failures(summary: Make) -> None:
-    text = printed(print_status, summary(finished=False, failures=("NaN in [layer] 3", "out of memory")))
-    assert "stopped" in text
-    assert "12 of 30" in text
-    assert "evaluate: NaN in [layer] 3" in text
-    assert "50 % of the model" in text
-    assert "Unconfirmed" in text
