@@ -12,7 +12,7 @@ VLLM ?= .venv-vllm
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install quickstart test lint types unit bench picture mergekit-env vllm-env test-vllm smollm2 clean
+.PHONY: install quickstart test lint types unit bench picture reference mergekit-env vllm-env test-vllm smollm2 clean
 
 install: $(INSTALLED)
 
@@ -38,12 +38,16 @@ types: $(INSTALLED)
 unit: $(INSTALLED)
 	$(BIN)/pytest
 
-bench: $(INSTALLED) $(if $(QUICK),,mergekit-env)
-	$(BIN)/python experiments/benchmarks/$(NAME).py
+bench: $(INSTALLED) $(if $(QUICK),,mergekit-env $(if $(filter cluster,$(NAME)),vllm-env)) $(if $(filter vllm_engine,$(NAME)),vllm-env)
+	$(if $(filter vllm_engine,$(NAME)),$(VLLM)/bin,$(BIN))/python experiments/benchmarks/$(NAME).py
 
 # The README's picture of a report, from the run of `make quickstart`; needs chromium.
 picture: $(INSTALLED)
 	$(BIN)/python experiments/benchmarks/picture.py
+
+# docs/reference/ from the code.
+reference: $(INSTALLED)
+	$(BIN)/python docs/generate docs/reference
 
 # mergekit is the oracle of the parity benchmark, in an environment of its own; evomerge never imports it.
 mergekit-env: $(MERGEKIT)/.installed

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from evomerge import __version__
@@ -46,7 +49,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Versions, extras, devices, memory and disk of this machine."""
+    """Versions, extras, devices, Ray, memory, disks and compiler of this machine."""
     yield Finding(name="evomerge", state="ok", found=f"{__version__}, Python {platform.python_version()}")
     if find_spec("evomerge.evaluation") is not None:
         yield Finding(
@@ -58,6 +61,7 @@ def examine() -> Iterator[Finding]:
     for extra, modules in _EXTRAS.items():
         yield from (_package(module, extra) for module in modules)
     yield from _devices()
+    yield from _ray()
     yield from _machine()
 
 
@@ -94,9 +98,9 @@ def _compiler() -> Finding:
     name = os.environ.get("CXX", "g++")
     if shutil.which(name) is None:
         found = f"no {name}; merging is not compiled, and takes two to five times as long"
-        return Finding(name="C++ compiler", state="info", found=found)
+        return Finding(name="C++ compiler", state="info", found=found, fix="install g++, or point CXX at a compiler")
     found = f"{name}; merging is compiled in processes that make many large candidates (never run on a GPU so far)"
-    return Finding(name="C++ compiler", state="info", found=found)
+    return Finding(name="C++ compiler", state="ok", found=found)
 
 
 def _devices() -> Iterator[Finding]:
@@ -108,17 +112,48 @@ def _devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(index)
             yield Finding(name=f"GPU {index}", state="ok", found=f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+    elif shutil.which("nvidia-smi") is not None:
+        found = f"there is a driver, and torch {torch.__version__} cannot use it; runs go to the CPU"
+        fix = "install a torch that was built for the driver's CUDA version (pytorch.org tells which)"
+        yield Finding(name="GPU", state="missing", found=found, fix=fix)
     else:
         yield Finding(name="GPU", state="info", found="none that torch can use; runs go to the CPU")
     yield Finding(name="torch threads", state="info", found=f"{torch.get_num_threads()} in a plain process")
 
 
+def _ray() -> Iterator[Finding]:
+    if find_spec("ray") is None:
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    found = f"RAY_ADDRESS is {address}" if address else "a local one is started unless executor.address names one"
+    yield Finding(name="Ray cluster", state="info", found=found)
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (free := shutil.disk_usage(shared).free / 2**30) < 0.5:
+        fix = "give the container more, as in docker run --shm-size=2g"
+        yield Finding(name="shared memory", state="missing", found=f"{free:.2f} GiB free in {shared}", fix=fix)
+
+
+def _place(name: str, folder: Path, option: str) -> Finding:
+    """Whether a folder takes files and locks, as runs and caches need."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = shutil.disk_usage(folder).free / 2**30
+    except OSError as error:
+        fix = f"choose a folder on a disk that can be written and locked, with {option}"
+        return Finding(name=name, state="missing", found=f"{folder}: {error.strerror}", fix=fix)
+    if free < 1:
+        fix = f"free some space, or choose another disk with {option}"
+        return Finding(name=name, state="missing", found=f"{free:.2f} GiB free in {folder}", fix=fix)
+    return Finding(name=name, state="ok", found=f"{free:.0f} GiB free in {folder}, which takes files and locks")
+
+
 def _machine() -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Finding(name="CPU", state="info", found=f"{os.cpu_count()} cores, {memory:.0f} GiB memory")
-    free = shutil.disk_usage(".").free / 2**30
-    fix = "free some space, or start runs on another disk with --out" if free < 1 else ""
-    yield Finding(name="disk", state="missing" if free < 1 else "ok", found=f"{free:.0f} GiB free here", fix=fix)
+    yield _place("run folders", Path.cwd(), "--out")
+    yield _place("cache", prepared.folder().parent, "EVOMERGE_CACHE")
     yield from _cached()
     yield _compiler()
     yield Finding(name="executable", state="info", found=sys.executable)

@@ -74,10 +74,10 @@ class Evaluator:
         """How many (candidate, phase) were given up."""
         return len(self._failures)
 
-    def responses(self, candidate: int, phase: Phase, rounds: int) -> tuple[Responses, ...] | None:
-        """What a candidate answered in its first rounds, whatever is recorded of later ones; None if it failed."""
+    def responses(self, candidate: int, phase: Phase, rounds: range) -> tuple[Responses, ...] | None:
+        """What a candidate answered in some rounds, whatever is recorded of others; None if it failed in one."""
         found = self._rounds.get((candidate, phase), {})
-        return together(found[number] for number in range(rounds)) if len(found) >= rounds else None
+        return together(found[number] for number in rounds) if all(number in found for number in rounds) else None
 
     def tokens(self, candidate: int, phase: Phase, number: int) -> int:
         """What a round took, or would have taken where an equal one's result was shared; 0 if it failed."""
@@ -241,20 +241,21 @@ class Evaluator:
         Raises:
             RunError: always.
         """
-        last = self._store.failures()[-1]
+        first = self._store.failures()[0]
         self._store.forgive_failures()
         raise RunError(
-            f"the first {len(self._failures)} candidates all failed, the last one at stage {last.stage}: "
-            f"{last.reason}. See the logs in {self._store.folder / 'logs'}; once the cause is repaired, the same "
+            f"the first {len(self._failures)} candidates all failed, number {first.candidate} at stage {first.stage}: "
+            f"{first.reason}. See the logs in {self._store.folder / 'logs'}; once the cause is repaired, the same "
             "command tries them again."
         )
 
     def _shared(self, job: Job) -> list[Job]:
         """Give those that waited for a job its result or its failure."""
-        twins = self._twins.pop(_place(job))
+        place = _place(job)
+        twins = self._twins.pop(place)
         for twin in twins:
-            if _place(job) in self._scored:
-                self._copy(twin, self._scored[_place(job)])
+            if place in self._scored:
+                self._copy(twin, self._scored[place])
             else:
                 self._fail_like(twin, job.candidate)
         return twins

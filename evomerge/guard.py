@@ -17,7 +17,7 @@ __all__ = ["warnings_of"]
 def warnings_of(experiment: Experiment) -> tuple[str, ...]:
     """One line for each thing that a search should not optimize on. Tasks that cannot be read are not judged."""
     tasks = _task_files(experiment.fitness)
-    return (*_public(tasks), *_calibrated(experiment, tasks), *_drawn(experiment))
+    return (*_public(tasks), *_calibrated(experiment, tasks), *_drawn(experiment), *_idle(experiment))
 
 
 def _task_files(fitness: FitnessConfig) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -64,6 +64,16 @@ def _drawn(experiment: Experiment) -> Iterator[str]:
         yield (
             f"{algorithm.kind} compares candidates of all generations item by item, but each generation answers other "
             "items; set fitness.items.draw to fixed"
+        )
+
+
+def _idle(experiment: Experiment) -> Iterator[str]:
+    """Workers that would have nothing to do."""
+    in_flight, workers = experiment.algorithm.in_flight, getattr(experiment.executor, "most", 1)
+    if in_flight is not None and in_flight < workers:
+        yield (
+            f"algorithm.in_flight: {in_flight} candidates in work keep no more workers busy than that; got {workers} "
+            "workers; start a new run with more in flight, or use fewer workers"
         )
 
 

@@ -17,11 +17,12 @@ from evomerge.opening import is_complete, open_run, space_of
 from evomerge.pools import children_of, lineup_of, open_pool, pinned, placed
 from evomerge.search import Progress, Search
 from evomerge.stopping import Stop
+from evomerge.trackers import require_trackers, tracking
 from evomerge.workers import WorkerSpec, build_executor
 from evomerge.workers.candidate import quiet
 from evomerge.workers.journal import journal
 
-__all__ = ["check_memory", "launch", "most_layers"]
+__all__ = ["check_memory", "launch", "most_layers", "worker_spec"]
 
 _ANY_DEVICE = 1 << 60
 
@@ -50,28 +51,13 @@ def launch(
     Raises:
         EvomergeError: see the exception tree; the folder is left whole, and the same call resumes.
     """
+    require_trackers(experiment.trackers)
     experiment = pinned(experiment, folder)
     pool = open_pool(experiment)
     lineup = lineup_of(experiment, pool)
     check_memory(experiment, pool, lineup.dtype)
     with open_run(folder, experiment, lineup, space_of(experiment, lineup)) as store, ExitStack() as stack:
-        spec = WorkerSpec(
-            pool=placed(experiment.pool),
-            fitness=experiment.fitness,
-            engine=experiment.engine,
-            seed=experiment.seed,
-            plugins=experiment.plugins,
-            plugin_digests=plugin_digests(experiment.plugins),
-            transforms=experiment.space.every_transform,
-            statistics=experiment.space.statistics,
-            products=experiment.space.needs_products,
-            log=folder.resolve() / "logs",
-            depth=most_layers(experiment, pool),
-            workers=_workers_per_machine(experiment.executor),
-            gpu=_share_of_a_gpu(experiment.executor),
-            stage=getattr(experiment.executor, "stage", None),
-            contents=pool.contents,
-        )
+        spec = worker_spec(experiment, pool, folder.resolve() / "logs")
         warnings = warnings_of(experiment)
         store.set_meta("children", json.dumps(children_of(experiment.pool)))
         store.set_meta("warnings", json.dumps(warnings))
@@ -96,9 +82,39 @@ def launch(
                 store.discard()  # nothing began, so whatever is repaired now, space and tasks included, starts afresh
             raise
         try:
-            yield from search.run(stop)
+            with tracking(experiment, folder, note) as track:
+                for progress in search.run(stop):
+                    track()
+                    yield progress
         finally:
             executor.close()
+
+
+def worker_spec(experiment: Experiment, pool: ModelPool, log: Path) -> WorkerSpec:
+    """What the workers of a run need.
+
+    Args:
+        experiment: the run's.
+        pool: its models.
+        log: folder of the workers' log files.
+    """
+    return WorkerSpec(
+        pool=placed(experiment.pool),
+        fitness=experiment.fitness,
+        engine=experiment.engine,
+        seed=experiment.seed,
+        plugins=experiment.plugins,
+        plugin_digests=plugin_digests(experiment.plugins),
+        transforms=experiment.space.every_transform,
+        statistics=experiment.space.statistics,
+        products=experiment.space.needs_products,
+        log=log,
+        depth=most_layers(experiment, pool),
+        workers=_workers_per_machine(experiment.executor),
+        gpu=_share_of_a_gpu(experiment.executor),
+        stage=getattr(experiment.executor, "stage", None),
+        contents=pool.contents,
+    )
 
 
 def check_memory(experiment: Experiment, pool: ModelPool, dtype: str) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evomerge import __version__
 from evomerge.config import Experiment, plugin_digests
-from evomerge.errors import ConfigError, Fault, StoreError
+from evomerge.errors import ConfigError, EvomergeError, Fault, StoreError
 from evomerge.fitness import scores, with_costs
-from evomerge.population import FEWEST_EARLIER, Evaluation
+from evomerge.population import FEWEST_EARLIER, Evaluation, Problem, build_algorithm
 from evomerge.recipe import OutputDtype, Recipe, Sizes, uniform
 from evomerge.rng import stream
 from evomerge.runs import RunStore, first_experiment_of
@@ -25,8 +26,10 @@ __all__ = [
     "contents",
     "earlier_evaluations",
     "flat",
+    "found_by",
     "is_complete",
     "open_run",
+    "problem_of",
     "refuse_change",
     "space_of",
 ]
@@ -80,8 +83,9 @@ _PLACE = ("threads", "residency", "gpu_memory_utilization", "kv_cache_gib", "can
 
 
 def _fixed_part(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run may not change on resume: all but budget, executor, threads, residency, name and places of files."""
-    kept = {key: value for key, value in experiment.items() if key not in ("budget", "executor", "name", "plugins")}
+    """What a run may not change on resume: all but what changes no candidate, such as budget, executor and places."""
+    free = ("budget", "executor", "name", "plugins", "trackers")
+    kept = {key: value for key, value in experiment.items() if key not in free}
     kept["engine"] = {key: value for key, value in experiment["engine"].items() if key not in _PLACE}
     pool = experiment["pool"]
     kept["pool"] = {key: pool[key] for key in pool if key != "base"} | {"experts": sorted(pool["experts"])}
@@ -152,7 +156,7 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
                 "dtype": lineup.dtype,
                 "sizes": None if lineup.sizes is None else lineup.sizes.to_data(),
                 "genes": [gene.name for gene in space.genes],
-                "warm_start": _found_by(experiment, space),
+                "warm_start": found_by(experiment, space),
                 "versions": {"evomerge": __version__},
                 "created_at": time.time(),
             },
@@ -181,8 +185,12 @@ def earlier_evaluations(store: RunStore) -> tuple[Evaluation, ...]:
     )
 
 
-def _found_by(experiment: Experiment, space: SearchSpace) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Genomes and costs of the run that a warm start names, as this experiment scores them; empty without one."""
+def found_by(experiment: Experiment, space: SearchSpace) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Genomes and costs of the run that a warm start names, as this experiment scores them; empty without one.
+
+    Raises:
+        StoreError: that run is not there, has other genes, or too few candidates.
+    """
     folder = getattr(experiment.algorithm, "warm_start", None)
     if folder is None:
         return []
@@ -214,12 +222,12 @@ def _searched(store: RunStore) -> int:
 
 
 def is_complete(store: RunStore, experiment: Experiment) -> bool:
-    """Whether a run has nothing left to do: it is confirmed, and its budget holds no further generation."""
+    """Whether a run has nothing left to do: it is confirmed, and its budget holds no further step."""
     if store.meta("state") != "finished":
         return False
     budget, searched = experiment.budget, _searched(store)
-    population = experiment.algorithm.population_at(searched - experiment.anchors)
-    if not population or searched + population > budget.evaluations:
+    step = experiment.algorithm.step_at(searched - experiment.anchors)
+    if not step or searched + step > budget.evaluations:
         return True
     if budget.items is not None and int(store.meta("next generation") or 0) > budget.items:
         return True
@@ -244,17 +252,39 @@ def space_of(experiment: Experiment, lineup: Lineup, products: Products | None =
         products: scalar products of the models' weights, where they were measured.
 
     Raises:
-        ConfigError: the space contradicts the pool, has more genes than the algorithm takes, or leaves a cost as it is.
+        ConfigError: the space contradicts the pool, the algorithm cannot search it, or it leaves a cost as it is.
     """
     models = Models(
         base=lineup.base, experts=lineup.experts, layers=lineup.layers, dtype=lineup.dtype, products=products
     )
-    space = build_space(experiment.space, models, experiment.seed)
+    with _built("space", experiment.space.kind):
+        space = build_space(experiment.space, models, experiment.seed)
+        space.decode(space.start)
     if misfit := experiment.algorithm.misfit(len(experiment.fitness.objectives), len(space.genes)):
         raise ConfigError("algorithm", [Fault(path="$.algorithm.kind", message=misfit)])
+    with _built("algorithm", experiment.algorithm.kind):
+        build_algorithm(experiment.algorithm, problem_of(experiment, space))
     _refuse_small_budget(experiment, space)
     _refuse_constant_costs(experiment, lineup, space)
     return space
+
+
+def problem_of(experiment: Experiment, space: SearchSpace, earlier: Sequence[Evaluation] = ()) -> Problem:
+    """What the experiment's algorithm is built for."""
+    weights = tuple(objective.weight for objective in experiment.fitness.objectives)
+    return Problem(space=space, weights=weights, seed=experiment.seed, earlier=earlier)
+
+
+@contextmanager
+def _built(key: str, kind: str) -> Iterator[None]:
+    """Whatever goes wrong in the making of a kind, which may be a plugin's, is a fault of the experiment."""
+    try:
+        yield
+    except EvomergeError:
+        raise
+    except Exception as error:
+        message = f"the {key} {kind!r} cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError(key, [Fault(path=f"$.{key}.kind", message=message)]) from error
 
 
 def _refuse_small_budget(experiment: Experiment, space: SearchSpace) -> None:

@@ -76,6 +76,7 @@ class Job:
         round: which portion of a candidate's items this is, from 0; its responses add up over the rounds of a phase.
         attempt: 1 for the first try of this (candidate, phase); counts on over rounds.
         alone: to be done in a process of its own, because drivers that did it themselves did not live to tell.
+        screened: to be looked at before it is scored, if the fitness has a `screen`.
     """
 
     candidate: int
@@ -85,6 +86,7 @@ class Job:
     round: int = 0
     attempt: int = 1
     alone: bool = False
+    screened: bool = False
 
     @property
     def work(self) -> int:

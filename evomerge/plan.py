@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 
 from evomerge.config import Experiment, FitnessConfig, IrtConfig, VllmConfig
@@ -17,15 +18,41 @@ from evomerge.merging.lora import is_adapter
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.variants import VARIANTS, disk_bytes
 from evomerge.opening import Lineup
-from evomerge.spaces import SearchSpace
+from evomerge.reports.words import duration
+from evomerge.spaces import Gene, SearchSpace
 
-__all__ = ["estimate_plan"]
+__all__ = ["Pace", "estimate_plan"]
+
+_MOST_TOLD = 8
+"""Longer lists are cut short."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What a candidate takes of one worker, on the items of the search.
+
+    Attributes:
+        tokens: read and written; None if nobody knows.
+        source: who says so, in words.
+    """
+
+    seconds: float
+    tokens: float | None = None
+    source: str
 
 
 def estimate_plan(
-    experiment: Experiment, pool: ModelPool, lineup: Lineup, space: SearchSpace
+    experiment: Experiment, pool: ModelPool, lineup: Lineup, space: SearchSpace, pace: Pace | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Pairs of a quantity and its value, in the order in which people ask."""
+    """Pairs of a quantity and its value, in the order in which people ask.
+
+    Args:
+        experiment: what would be run.
+        pool: its models.
+        lineup: the pool's shape.
+        space: the search space over it.
+        pace: what a candidate takes; without it nothing is said of time.
+    """
     fixed = experiment.anchors
     generations = _generations(experiment)
     candidates = fixed + sum(generations)
@@ -41,13 +68,14 @@ def estimate_plan(
     yield "models", f"{full} x {parameters / 1e6:.1f} M parameters, {lineup.layers} layers, {pool.dtype}{lora}"
     operators = ", ".join(operator.name for operator in experiment.space.operators)
     yield "genes", f"{len(space.genes)} ({operators or experiment.space.kind})"
-    for gene in space.genes:
-        if gene.choices:
-            yield gene.name, " | ".join(gene.choices)
+    yield from _choices(space.genes)
     each = " + ".join(f"{count} generations of {size}" for size, count in Counter(generations).items())
+    if (in_flight := experiment.algorithm.in_flight) is not None:
+        each = f"{sum(generations)}, {in_flight} of them in work at any time"
     yield "candidates", f"{candidates} = {fixed} anchors + {each}"
     yield "search items", _search_items(experiment.fitness, tasks, fixed, generations)
     yield "confirmation items", f"up to {finalists * tasks * items.confirm:,} ({finalists} candidates at most)"
+    yield from _time(experiment, pace, candidates, finalists * items.confirm / items.search)
     yield "workers", f"{workers} ({experiment.executor.kind}), {experiment.engine.kind} on {experiment.engine.device}"
     yield from _memory(experiment, pool, lineup.dtype)
     check_memory(experiment, pool, lineup.dtype)
@@ -62,11 +90,50 @@ def estimate_plan(
         yield "disk for transforms", f"{most} {told}, in {folder_of(VARIANTS)}"
 
 
+def _time(experiment: Experiment, pace: Pace | None, candidates: int, confirmed: float) -> Iterator[tuple[str, str]]:
+    """How long it takes, if workers are never idle; the confirmation as so many candidates of the search."""
+    if pace is None:
+        yield (
+            "time",
+            "not known before candidates were scored: --probe scores some here, --seconds takes your own figure",
+        )
+        return
+    workers, gpus = getattr(experiment.executor, "most", 1), getattr(experiment.executor, "gpus", 0.0)
+    hours = pace.seconds / 3600
+    yield "pace", f"{duration(pace.seconds)} a candidate and worker ({pace.source})"
+    yield "candidates per hour", f"{workers / hours:,.0f} with {workers} workers that are never idle and as fast"
+    search, confirm = (duration(3600 * hours * count / workers) for count in (candidates, confirmed))
+    yield "time", f"{search} of search, up to {confirm} of confirmation; starting up comes on top"
+    if gpus:
+        yield "GPU-hours", f"up to {hours * gpus * (candidates + confirmed):.2g}"
+    if pace.tokens is not None:
+        tokens = pace.tokens * candidates
+        yield "tokens", f"{tokens:,.0f} of search, up to {pace.tokens * confirmed:,.0f} of confirmation"
+
+
+def _choices(genes: Sequence[Gene]) -> Iterator[tuple[str, str]]:
+    """What is chosen, and from what; genes of one list together, and only as much as a person reads."""
+    alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for gene in genes:
+        if gene.choices:
+            alike[gene.choices].append(gene.name)
+    for choices, names in islice(alike.items(), _MOST_TOLD):
+        many = f"{len(choices)} choices: " if len(choices) > _MOST_TOLD else ""
+        yield _shortened(names, ", "), many + _shortened(choices, " | ")
+    if rest := [name for names in [*alike.values()][_MOST_TOLD:] for name in names]:
+        yield _shortened(rest, ", "), "likewise"
+
+
+def _shortened(words: Sequence[str], between: str) -> str:
+    shown = words if len(words) <= _MOST_TOLD else [*words[:2], "...", words[-1]]
+    return between.join(shown)
+
+
 def _generations(experiment: Experiment) -> list[int]:
-    """Candidates of each generation that the budget holds."""
+    """Candidates of each generation that the budget holds; each by itself if there are none."""
     sizes: list[int] = []
     left = experiment.budget.evaluations - experiment.anchors
-    while 0 < (size := experiment.algorithm.population_at(sum(sizes))) <= left - sum(sizes):
+    while 0 < (size := experiment.algorithm.step_at(sum(sizes))) <= left - sum(sizes):
         sizes.append(size)
     return sizes
 

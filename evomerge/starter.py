@@ -12,6 +12,7 @@ import yaml
 from evomerge.config import FitnessConfig, load_experiment
 from evomerge.config.faults import near
 from evomerge.errors import ConfigError, Fault, StoreError
+from evomerge.questions import count_questions, questions_task, task_name
 
 __all__ = ["starter", "task_names", "unknown_tasks", "write_starter"]
 
@@ -33,8 +34,8 @@ fitness:
   objectives:              # each is the mean of a per-item metric; add `goal: min` where lower is better
 {objectives}
   items:
-    search: 64             # items per task that score a candidate, drawn afresh each generation
-    confirm: 128           # items per task that only the final confirmation sees
+    search: {search:<14} # items per task that score a candidate, drawn afresh each generation
+    confirm: {confirm:<13} # items per task that only the final confirmation sees
 
 algorithm:
   kind: {algorithm}
@@ -97,7 +98,15 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Sequence[Path]) -> str:
+def starter(
+    file: Path,
+    base: Path,
+    experts: Mapping[str, Path],
+    *,
+    tasks: Sequence[Path],
+    names: Sequence[str],
+    fewest: int,
+) -> str:
     """The text of an experiment file.
 
     Args:
@@ -105,12 +114,11 @@ def starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Sequence
         base: folder of the base model.
         experts: folders of the experts, by name.
         tasks: lm-eval task files or folders.
-
-    Raises:
-        ConfigError: a path without tasks.
+        names: of the tasks in them.
+        fewest: items that a task has, as far as is known.
     """
-    names = [name for path in tasks for name in task_names(path)]
     generations = 12
+    search = min(64, fewest // 3)
     return _TEMPLATE.format(
         file=file.name,
         name=_name(file.stem),
@@ -119,19 +127,50 @@ def starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Sequence
         space="task_arithmetic" if len(experts) > 1 else "slerp",
         tasks=json.dumps([str(path.resolve()) for path in tasks], ensure_ascii=False),
         objectives="\n".join(f"    - {{name: {_quoted(name)}, task: {_quoted(name)}}}" for name in names),
+        search=search,
+        confirm=min(128, fewest - search),
         algorithm="nsga2" if len(names) > 1 else "cma",
         evaluations=len(experts) + 2 + 20 * generations,
     )
 
 
-def write_starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Sequence[Path]) -> None:
-    """Write an experiment file that `check` accepts.
+def write_starter(
+    file: Path,
+    base: Path,
+    experts: Mapping[str, Path],
+    tasks: Sequence[Path] = (),
+    questions: Sequence[Path] = (),
+) -> list[Path]:
+    """Write an experiment file that `check` accepts, and a task file beside it for each list of questions.
+
+    Returns:
+        The files that were written, the experiment's first.
 
     Raises:
-        StoreError: the file exists.
-        ConfigError: what was given makes no valid experiment; the file is removed again.
+        StoreError: a file exists, or cannot be written.
+        ConfigError: what was given makes no valid experiment; nothing is left.
     """
-    text = starter(file, base, experts, tasks)
+    if not tasks and not questions:
+        message = "expected a task file, a folder of them, or --questions with a list of prompts and answers; got none"
+        raise ConfigError("evomerge init", [Fault(path="--task", message=message)])
+    fewest = min([192, *(count_questions(path) for path in questions)])
+    made = {file.with_name(f"{file.stem}.{task_name(path)}.yaml"): questions_task(path) for path in questions}
+    names = [name for path in tasks for name in task_names(path)] + [task_name(path) for path in questions]
+    texts = {file: starter(file, base, experts, tasks=[*tasks, *made], names=names, fewest=fewest)} | made
+    written: list[Path] = []
+    try:
+        for path, text in texts.items():
+            _write_new(path, text)
+            written.append(path)
+        load_experiment(str(file))
+    except (ConfigError, StoreError):
+        for path in written:
+            path.unlink()
+        raise
+    return written
+
+
+def _write_new(file: Path, text: str) -> None:
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)
@@ -139,8 +178,3 @@ def write_starter(file: Path, base: Path, experts: Mapping[str, Path], tasks: Se
         raise StoreError(
             f"{file}: cannot be written ({error.strerror}); choose a place that exists and a name that is free"
         ) from error
-    try:
-        load_experiment(str(file))
-    except ConfigError:
-        file.unlink()
-        raise

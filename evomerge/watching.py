@@ -1,67 +1,24 @@
-"""What a person sees while a run goes on: one live screen on a terminal, one line per generation elsewhere.
-
-Nothing here may hold a run up or end it: looks at the run folder take one percent of the time at most, whatever they
-cost, and one that fails is skipped.
-"""
+"""What a person sees while a run goes on: one live screen on a terminal, one line per generation elsewhere."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from evomerge.reports import Standing, Tally, screen
+from evomerge.reports import Standing, screen
 from evomerge.reports.words import duration
-from evomerge.runs import RunStore
 from evomerge.search import Progress
 from evomerge.stopping import Stop
 
-if TYPE_CHECKING:
-    from evomerge.config import Experiment
-
-__all__ = ["Glances", "Watch", "watching"]
+__all__ = ["Watch", "watching"]
 
 Watch = Callable[[Progress, Standing | None], None]
 """Takes each step of a run, and where it stands if somebody has just looked."""
-
-_SHARE = 0.01
-"""Of the time, for looks at the run folder."""
-
-
-class Glances:
-    """Looks at a run in progress, now and then.
-
-    Args:
-        experiment: the run's.
-        folder: the run folder.
-        seconds: between two looks, at least; more where a look takes long.
-    """
-
-    def __init__(self, experiment: Experiment, folder: Path, seconds: float = 1.0) -> None:
-        self._tally, self._folder, self._seconds = Tally(experiment), folder, seconds
-        self._next = 0.0
-
-    def look(self, *, now: bool = False) -> Standing | None:
-        """Where the run stands; None if it is too soon to ask again, or if it cannot be read."""
-        began = time.monotonic()
-        if began < self._next and not now:
-            return None
-        standing = None
-        try:
-            with RunStore.read(self._folder) as store:
-                standing = self._tally.look(store)
-        except Exception as error:  # a picture of a run is not worth the run
-            logging.getLogger("evomerge.workers").info("the run could not be looked at: %s", error)
-        took = time.monotonic() - began
-        self._next = began + max(self._seconds, took / _SHARE)
-        return standing
 
 
 @contextmanager
@@ -103,6 +60,7 @@ class _Screen:
 
 def _words(progress: Progress) -> str:
     stage = "confirming" if progress.phase == "confirm" else f"generation {progress.generation}"
+    stage += "" if progress.in_flight is None else f", {progress.in_flight} in flight"
     failures = f", {progress.failures} failed" if progress.failures else ""
     return f"{stage}: {progress.done} of {progress.planned}{failures}"
 

@@ -22,8 +22,8 @@ __all__ = ["api"]
 def api() -> Iterator[str]:
     """Lines of the page about the Python API."""
     yield "# Python API\n"
-    yield "The first part is all that a notebook needs. The others are what plugins build on ([extending](../extending.md)),"
-    yield "and what comes back.\n"
+    yield "The first part is all that a notebook needs; then follows what comes back, and what plugins build on"
+    yield "([extending](../extending.md)).\n"
     yield "## evomerge\n"
     yield from _members([evomerge.run, evomerge.open_run, evomerge.load_experiment, evomerge.Run])
     yield "## What a run holds\n"

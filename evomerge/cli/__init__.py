@@ -27,6 +27,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog=(
+        "Exit codes: 0 done, or stopped on request and resumable; 2 something you gave is wrong; 3 the run failed; "
+        "130 interrupted twice."
+    ),
 )
 
 INTERRUPTED = 130

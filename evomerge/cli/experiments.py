@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evomerge.cli.options import ExperimentArgument, ExpertOption, SetOption, load, named_paths, open_console
+
+if TYPE_CHECKING:
+    from evomerge.config import Experiment
+    from evomerge.merging.pool import ModelPool
+    from evomerge.opening import Lineup
+    from evomerge.plan import Pace
+    from evomerge.spaces import SearchSpace
 
 __all__ = ["check", "doctor", "init", "plan", "schema"]
 
@@ -17,39 +24,60 @@ def init(
     file: Annotated[Path, typer.Argument(help="The experiment file to write.")],
     base: Annotated[Path, typer.Option(help="Folder of the base model.")],
     expert: Annotated[list[str], ExpertOption],
-    task: Annotated[list[Path], typer.Option(help="An lm-eval task YAML, or a folder of them. May be repeated.")],
+    task: Annotated[
+        list[Path] | None, typer.Option(help="An lm-eval task YAML, or a folder of them. May be repeated.")
+    ] = None,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Instead of a task: a .jsonl with a prompt and an answer on each line. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Write a commented experiment file for your own models and tasks."""
     from evomerge.starter import write_starter
 
-    write_starter(file, base, named_paths(expert), task)
-    typer.echo(f"wrote {file}; next: evomerge check {file}")
+    written = write_starter(file, base, named_paths(expert), task or (), questions or ())
+    typer.echo(f"wrote {' and '.join(map(str, written))}; next: evomerge check {file}")
 
 
 def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     """Check an experiment, its models, its search space and the names of its tasks, without running anything."""
     from evomerge.guard import warnings_of
-    from evomerge.opening import space_of
+    from evomerge.opening import found_by, space_of
     from evomerge.pools import lineup_of, open_pool
     from evomerge.starter import unknown_tasks
 
     config = load(experiment, set_)
     lineup = lineup_of(config, open_pool(config))
-    genes = len(space_of(config, lineup).genes)
+    space = space_of(config, lineup)
+    found_by(config, space)
     for note in unknown_tasks(config.fitness):
         typer.echo(f"note: {note}", err=True)
     for warning in warnings_of(config):
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"{config.name}: ok (experts: {len(lineup.experts)}, layers: {lineup.layers}, genes: {genes})")
+    typer.echo(
+        f"{config.name}: ok (experts: {len(lineup.experts)}, layers: {lineup.layers}, genes: {len(space.genes)})"
+    )
 
 
-def plan(experiment: ExperimentArgument, set_: SetOption = None) -> None:
-    """Show what a run will take: candidates, items, memory."""
+def plan(
+    experiment: ExperimentArgument,
+    *,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Score a few candidates on this machine, to tell the time.")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=1e-6, help="What a candidate takes of one worker, to tell the time.")
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Show what a run will take: candidates, items, memory; and how long, from --probe or --seconds."""
     from rich.table import Table
 
     from evomerge.guard import warnings_of
     from evomerge.opening import space_of
-    from evomerge.plan import estimate_plan
+    from evomerge.plan import Pace, estimate_plan
     from evomerge.pools import lineup_of, open_pool
 
     config = load(experiment, set_)
@@ -57,10 +85,22 @@ def plan(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     lineup = lineup_of(config, pool)
     for warning in warnings_of(config):
         typer.echo(f"warning: {warning}", err=True)
+    space, pace = space_of(config, lineup), None if seconds is None else Pace(seconds=seconds, source="as you say")
+    if probe:
+        pace = _probed(config, pool, lineup, space)
     table = Table(box=None, show_header=False)
-    for name, value in estimate_plan(config, pool, lineup, space_of(config, lineup)):
+    for name, value in estimate_plan(config, pool, lineup, space, pace):
         table.add_row(name, value)
     open_console().print(table)
+
+
+def _probed(config: Experiment, pool: ModelPool, lineup: Lineup, space: SearchSpace) -> Pace:
+    from tempfile import TemporaryDirectory
+
+    from evomerge.probe import probe
+
+    with TemporaryDirectory(prefix="evomerge-") as log:
+        return probe(config, pool, lineup, space, Path(log))
 
 
 def doctor() -> None:
@@ -71,7 +111,9 @@ def doctor() -> None:
 
     table = Table(box=None, show_header=False)
     for finding in examine():
-        table.add_row(finding.state, finding.name, f"{finding.found}{f'; {finding.fix}' if finding.fix else ''}")
+        table.add_row(finding.state, finding.name, finding.found)
+        if finding.fix:
+            table.add_row("", "", f"to fix it: {finding.fix}")
     open_console().print(table)
 
 

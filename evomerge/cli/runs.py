@@ -28,16 +28,22 @@ def run(
         str | None,
         typer.Option(help="serial, ray, or a worker profile by path or name, instead of what the file says."),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Tell a tracker: tensorboard, wandb, mlflow, trackio. May be repeated."),
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Run an experiment; on an existing run folder, go on where it stopped."""
     from evomerge.lasting import undisturbed
     from evomerge.launch import launch
+    from evomerge.reports import Glances
     from evomerge.stopping import Stop
-    from evomerge.watching import Glances, watching
+    from evomerge.watching import watching
 
     key = "executor.kind" if executor in ("serial", "ray") else "executor"
-    changes = [*([f"{key}={executor}"] if executor else []), *(set_ or [])]
+    trackers = [f"trackers=[{', '.join(track)}]"] if track else []
+    changes = [*([f"{key}={executor}"] if executor else []), *trackers, *(set_ or [])]
     folder, config = _folder_and_config(experiment, out, changes)
     glances = Glances(config, folder)
     with undisturbed(folder / "logs" / "console.log") as terminal, Stop().listening() as stop:

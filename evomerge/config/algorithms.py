@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evomerge.config.base import Finite
 from evomerge.config.registry import Registered
@@ -43,8 +43,20 @@ class AlgorithmConfig(Registered):
     """Kinds of spaces that it can search; empty for all."""
     meets_items: ClassVar[bool] = False
     """Whether it compares candidates of different generations item by item, so that a fixed draw suits it."""
+    steady: ClassVar[bool] = False
+    """Whether it can do without generations; what is built is an `evomerge.population.SteadyAlgorithm` then."""
     share: ClassVar[int] = 0
     """How many genomes of a generation it needs for each objective, and once more; 0 if it does not matter."""
+
+    in_flight: Annotated[int, Field(ge=1)] | None = None
+    """Only for `random`, `grid`, `m2n2` and `graft`: no generations; so many candidates are in work at any time, and
+    one more is asked for after each that is told. Best a few more than workers. Left out: whole generations."""
+
+    @model_validator(mode="after")
+    def _may_need_generations(self) -> Self:
+        if self.in_flight is not None and not self.steady:
+            raise ValueError(f"in_flight: {self.kind} learns from whole generations; leave it out")
+        return self
 
     def population_at(self, asked: int) -> int:
         """Candidates of the generation that begins when so many were asked; 0 if there is nothing left to ask.
@@ -53,6 +65,11 @@ class AlgorithmConfig(Registered):
         """
         population: int = vars(self)["population"]
         return population
+
+    def step_at(self, asked: int) -> int:
+        """Candidates that the budget must hold so that the search goes on when so many were asked; 0: it is over."""
+        population = self.population_at(asked)
+        return population if self.in_flight is None else min(population, 1)
 
     def least(self, choices: Sequence[int]) -> int:
         """Fewest candidates that it needs over genes with so many options each, 0 for numbers."""
@@ -171,6 +188,7 @@ class MapConfig(AlgorithmConfig):
 class RandomConfig(AlgorithmConfig):
     """Uniform random search, the reference every other algorithm must beat."""
 
+    steady = True
     kind: Literal["random"]
     population: Population = 20
     """Candidates per batch."""

@@ -18,6 +18,7 @@ __all__ = ["FrankWolfeConfig", "GridConfig", "KinshipConfig", "QdConfig", "Reinf
 class GridConfig(AlgorithmConfig):
     """A regular lattice over all genes, once through."""
 
+    steady = True
     kind: Literal["grid"]
     levels: Annotated[int, Field(ge=2)] = 5
     """Values of each gene, evenly from its lowest to its highest; a choice takes each of its options once."""

@@ -50,6 +50,7 @@ class M2n2Config(AlgorithmConfig):
     """
 
     meets_items = True
+    steady = True
 
     kind: Literal["m2n2"]
     population: Population = 20

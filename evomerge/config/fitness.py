@@ -35,7 +35,8 @@ class ItemsConfig(Strict):
     confirm: Annotated[int, Field(ge=2)]
     """Items per task that only the final confirmation uses; never seen by the search."""
     draw: Literal["fresh", "fixed"] = "fresh"
-    """`fresh`: a new draw each generation, shared inside it; `fixed`: one draw for the whole run."""
+    """`fresh`: a new draw each generation, shared inside it, or, without generations, for each `population` candidates
+    in the order of their numbers; `fixed`: one draw for the whole run."""
 
 
 class MeanConfig(Strict):

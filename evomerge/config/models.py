@@ -16,7 +16,7 @@ from evomerge.config.algorithms import AlgorithmConfig
 from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.children import ChildConfig, Expert
 from evomerge.config.engines import EngineConfig, TransformersConfig, VllmConfig
-from evomerge.config.fitness import FitnessConfig
+from evomerge.config.fitness import FitnessConfig, IrtConfig
 from evomerge.config.scorers import KlConfig
 from evomerge.config.space import SpaceConfig
 from evomerge.recipe import OPERATORS
@@ -110,7 +110,7 @@ class Budget(Strict):
 
     evaluations: Annotated[int, Field(ge=1)]
     """Candidates, anchors included, each counted once; repeated attempts cost time, not budget. Only whole generations
-    are run, and the final confirmation comes on top."""
+    are run, where there are any, and the final confirmation comes on top."""
     items: Annotated[int, Field(ge=1)] | None = None
     """Answers to search items, over all candidates and tasks; a generation that may exceed it is not begun."""
     tokens: Annotated[int, Field(ge=1)] | None = None
@@ -208,6 +208,15 @@ class Experiment(Strict):
     engine: EngineConfig = TransformersConfig()
     executor: ExecutorConfig = SerialConfig(kind="serial")
     """A name or path of a file in `cluster/`, or the mapping itself."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Who is told of the run's numbers while it goes on; each is an extra of its own."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"expected each tracker once; got {', '.join(trackers)}")
+        return trackers
 
     @property
     def anchors(self) -> int:
@@ -255,6 +264,22 @@ class Experiment(Strict):
     def _algorithm_fits(self) -> Self:
         if misfit := self.algorithm.misfit(len(self.fitness.objectives), space=self.space.kind):
             raise ValueError(f"algorithm: {misfit}")
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_stand_alone(self) -> Self:
+        if self.algorithm.in_flight is None:
+            return self
+        if self.fitness.race is not None:
+            raise ValueError(
+                "algorithm.in_flight: a race is held among the candidates of a generation, and there are none; leave "
+                "out fitness.race, or in_flight"
+            )
+        if isinstance(self.fitness.estimator, IrtConfig):
+            raise ValueError(
+                "algorithm.in_flight: the estimator irt learns about items from whole generations; leave in_flight "
+                "out, or set fitness.estimator to {kind: mean}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -59,6 +59,10 @@ class RefinedConfig(AlgorithmConfig):
                 )
         if any(isinstance(stage.algorithm, RefinedConfig) for stage in self.stages):
             raise ValueError("stages: expected algorithms that search; got refined inside refined")
+        if any(getattr(stage.algorithm, "warm_start", None) for stage in self.stages):
+            raise ValueError("stages: each starts from what the one before found; leave warm_start out")
+        if any(stage.algorithm.in_flight is not None for stage in self.stages):
+            raise ValueError("stages: each takes whole generations from the one before; leave in_flight out")
         return self
 
     @property
@@ -88,8 +92,9 @@ class RefinedConfig(AlgorithmConfig):
     def misfit(self, objectives: int, genes: int = 1, space: str | None = None) -> str | None:
         """See `AlgorithmConfig.misfit`; the genes of earlier stages are checked when those begin."""
         *earlier, last = (stage.algorithm for stage in self.stages)
+        if misfit := super().misfit(objectives, genes, space):
+            return misfit
         found = [
-            super().misfit(objectives, genes, space),
             *(algorithm.misfit(objectives, space=space) for algorithm in earlier),
             last.misfit(objectives, genes, space),
         ]

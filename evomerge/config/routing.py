@@ -20,14 +20,15 @@ __all__ = ["MERGE", "GraftConfig", "IndicatorSpaceConfig", "PathSpaceConfig", "R
 MERGE = "merge"
 """The merge that a routing space searches too, among the models that a path may visit."""
 
-Layers = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=1024)]
+Scale = Annotated[Finite, Field(ge=0.01, le=100)]
 
 
 class ScaleRange(Strict):
     """What the residual stream may be multiplied with before it enters a layer; searched on a logarithmic scale."""
 
-    low: Annotated[Finite, Field(gt=0)] = 0.5
-    high: Annotated[Finite, Field(gt=0)] = 2.0
+    low: Scale = 0.5
+    high: Scale = 2.0
 
     @model_validator(mode="after")
     def _holds_one(self) -> Self:
@@ -147,6 +148,7 @@ class GraftConfig(AlgorithmConfig):
     """An evolution strategy on paths, whose moves replace, insert, delete, shift and repeat runs of layers."""
 
     spaces = ("routing",)
+    steady = True
     kind: Literal["graft"]
     population: Annotated[int, Field(ge=4)] = 12
     """Candidates per generation; half as many survive."""

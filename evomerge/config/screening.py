@@ -15,7 +15,7 @@ __all__ = ["ScreenConfig"]
 class ScreenConfig(Strict):
     """A short text that a candidate of the search must predict, right after it was made; else it fails unscored.
 
-    The confirmation never screens.
+    Base, experts and their average are not screened, and nothing is in the confirmation.
     """
 
     text: Path

@@ -14,6 +14,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.merging.depth import INDICES, find_stack, says_by_layer, signature
@@ -23,6 +24,7 @@ from evomerge.merging.plan import MergePlan, TensorPlan
 if TYPE_CHECKING:
     import torch
 
+    from evomerge.engines.places import Place
     from evomerge.merging.pool import ModelPool
 
 __all__ = ["LayerStack"]
@@ -37,18 +39,18 @@ class _Slot:
 
     Attributes:
         kind: the first of the pool's layers that is built like it; it can stand for all such.
-        parameters: by their names in files, inside the layer, the names of its parameters in the module.
+        places: where its tensors lie in the module, by their names in files, inside the layer.
         content: what its weights are; empty if that is not known.
     """
 
     module: Any
     kind: int
-    parameters: Mapping[str, str]
+    places: Mapping[str, Place]
     content: Content = field(default_factory=dict)
 
     def twin(self) -> _Slot:
         """Another slot of this kind, with memory of its own."""
-        return _Slot(module=copy.deepcopy(self.module), kind=self.kind, parameters=self.parameters)
+        return _Slot(module=copy.deepcopy(self.module), kind=self.kind, places=self.places)
 
 
 @final
@@ -58,25 +60,25 @@ class LayerStack:
     Args:
         model: the live model, with the pool's own layers in order.
         pool: base and experts.
-        live: the parameter of every tensor in the pool, by its name there.
+        places: where every tensor of the pool lies in the model, by its name there.
 
     Raises:
         MergeError: the model has no single list of layers.
     """
 
-    def __init__(self, model: Any, pool: ModelPool, live: Mapping[str, torch.nn.Parameter]) -> None:
+    def __init__(self, model: Any, pool: ModelPool, places: Mapping[str, Place]) -> None:
         name, self._owner = find_stack(model, pool.layers)
         self._attribute = name.rpartition(".")[2]
         self._config = model.config.get_text_config(decoder=True)
         self._pool = pool
-        self._outside = {spec.name: live[spec.name].data for spec in pool.specs if spec.layer is None}
+        self._outside = {spec.name: places[spec.name].within(model) for spec in pool.specs if spec.layer is None}
         self._prefix = next(stacked(spec.name)[0] for spec in pool.specs if spec.layer is not None)
         modules = list(getattr(self._owner, self._attribute))
         first: dict[Any, int] = {}
         self._kinds = [first.setdefault(signature(module, layer), layer) for layer, module in enumerate(modules)]
-        names = _names_inside(modules, pool, live)
+        inside = _places_inside(modules, model, pool, places)
         self._slots = [
-            _Slot(module=module, kind=kind, parameters=names[layer])
+            _Slot(module=module, kind=kind, places=inside[layer])
             for layer, (module, kind) in enumerate(zip(modules, self._kinds, strict=True))
         ]
         self._order, self._layers = self._slots[:], [*range(pool.layers)]
@@ -85,9 +87,9 @@ class LayerStack:
     def parameters(self) -> dict[str, torch.Tensor]:
         """The live tensors, by the names that plans have for them as layers lie now."""
         inside = {
-            self._name(t, rest): slot.module.get_parameter(own).data
+            self._name(t, rest): place.within(slot.module)
             for t, slot in enumerate(self._order)
-            for rest, own in slot.parameters.items()
+            for rest, place in slot.places.items()
         }
         return self._outside | inside
 
@@ -173,13 +175,18 @@ class LayerStack:
         return f"{self._prefix}.{t}.{rest}"
 
 
-def _names_inside(
-    modules: Sequence[Any], pool: ModelPool, live: Mapping[str, torch.nn.Parameter]
-) -> list[dict[str, str]]:
-    """For each layer, its parameters' names in the module, by their names in files."""
-    names: list[dict[str, str]] = [{} for _ in modules]
-    own = [{id(p): name for name, p in module.named_parameters(remove_duplicate=False)} for module in modules]
+def _places_inside(
+    modules: Sequence[Any], model: Any, pool: ModelPool, places: Mapping[str, Place]
+) -> list[dict[str, Place]]:
+    """For each layer, where tensors lie in its module, by their names in files."""
+    inside: list[dict[str, Place]] = [{} for _ in modules]
+    own = [
+        {id(p): name for name, p in chain(module.named_parameters(remove_duplicate=False), module.named_buffers())}
+        for module in modules
+    ]
     for spec in pool.specs:
         if spec.layer is not None:
-            names[spec.layer][stacked(spec.name)[1]] = own[spec.layer][id(live[spec.name])]
-    return names
+            place = places[spec.name]
+            parameter = own[spec.layer][id(place.whole(model))]
+            inside[spec.layer][stacked(spec.name)[1]] = replace(place, parameter=parameter)
+    return inside

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from evomerge.engines.base import LoadStats, stay_offline
 from evomerge.engines.layer_stack import LayerStack
-from evomerge.engines.live_model import build_live, live_parameters
+from evomerge.engines.live_model import build_live
+from evomerge.engines.places import places_of
 from evomerge.engines.transformers_backend import TransformersBackend
 from evomerge.errors import ConfigError, Fault, MergeError, TaskError
 from evomerge.merging.depth import config_at_depth, layers_of
@@ -136,8 +137,8 @@ class TransformersEngine:
         self.dtype: str = pool.dtype if config.dtype == "pool" else config.dtype
         self.model, self.tokenizer, self.causal = build_live(pool, self.device, self.dtype)
         self.watch = ForwardWatch(self.model, causal=self.causal)
-        self._live = live_parameters(self.model, pool)
-        self._parameters = {name: parameter.data for name, parameter in self._live.items()}
+        self._places = places_of(self.model, pool)
+        self._parameters = {name: place.within(self.model) for name, place in self._places.items()}
         self._stack: LayerStack | None = None  # made for the first path
         tiers = footprints(needs_of(pool, self.dtype, config.deltas, depth=depth), on_device=self.device != "cpu")
         there = sum(parameter.nbytes for parameter in self._parameters.values())
@@ -176,7 +177,7 @@ class TransformersEngine:
         if self._stack is None:
             if not recipe.path:
                 return previous
-            self._stack = LayerStack(self.model, self.pool, self._live)
+            self._stack = LayerStack(self.model, self.pool, self._places)
         layers = layers_of(recipe)
         config_at_depth(self.pool.config, layers)  # what no checkpoint can be is no candidate either
         held = self._stack.arrange(layers, plan, previous)

@@ -174,12 +174,43 @@ class Assessment:
         self._rivals |= found
         return found
 
+    def beside(self, generation: int, references: Mapping[str, int]) -> Questions:
+        """What anchors are asked for candidates that are scored one by one, beside those of one block.
+
+        Args:
+            generation: number of the block, which shares a draw of items.
+            references: anchors' ids by label.
+        """
+        return self._reader.start(references) if generation == 0 else self._reader.again(generation)
+
+    def alone(self, candidate: int, genome: tuple[float, ...], generation: int) -> ItemSet:
+        """What a candidate is asked that is scored by itself, without a race."""
+        return self._reader.ask({candidate: genome}, generation, self._search)[candidate]
+
+    def told(self, candidates: Sequence[int], generation: int, answers: Answers) -> dict[int, Told]:
+        """What is known of such candidates, or anchors; without those that failed.
+
+        Args:
+            candidates: their ids.
+            generation: the block's number.
+            answers: theirs, and those of the anchors that stand beside the block.
+        """
+        self._reader.learn(answers)
+        return self._reader.told(candidates, generation)
+
     def most_items(self, generation: int, references: int, candidates: int) -> int:
         """Items that a generation may come to, at most."""
-        few, everything = self._reader.size(self._search), self._reader.size()
+        return self.most_beside(generation, references) + self.most_of(candidates)
+
+    def most_beside(self, generation: int, references: int) -> int:
+        """Items that anchors are asked beside a generation, at most."""
         compared = sum(map(len, self._reader.again(generation).values()))
-        beside = references * everything if generation == 0 else compared
-        return beside + candidates * few + min(self._promote, candidates) * (everything - few)
+        return references * self._reader.size() if generation == 0 else compared
+
+    def most_of(self, candidates: int) -> int:
+        """Items that so many candidates are asked, at most."""
+        few, everything = self._reader.size(self._search), self._reader.size()
+        return candidates * few + min(self._promote, candidates) * (everything - few)
 
     def checks(self, generation: int) -> dict[str, Check]:
         """See `Reader.checks`."""

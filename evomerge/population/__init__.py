@@ -1,6 +1,15 @@
 """Populations: optimizers that propose genomes and learn from scores."""
 
-from evomerge.population.base import FEWEST_EARLIER, Algorithm, Crossing, Evaluation, Item, Problem, build_algorithm
+from evomerge.population.base import (
+    FEWEST_EARLIER,
+    Algorithm,
+    Crossing,
+    Evaluation,
+    Item,
+    Problem,
+    SteadyAlgorithm,
+    build_algorithm,
+)
 from evomerge.population.manager import PopulationManager
 
 __all__ = [
@@ -11,5 +20,6 @@ __all__ = [
     "Item",
     "PopulationManager",
     "Problem",
+    "SteadyAlgorithm",
     "build_algorithm",
 ]

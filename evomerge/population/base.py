@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from evomerge.config import AlgorithmConfig
     from evomerge.population.latent import Distribution
 
-__all__ = ["FEWEST_EARLIER", "Algorithm", "Crossing", "Evaluation", "Handover", "Item", "Problem", "build_algorithm"]
+__all__ = [
+    "FEWEST_EARLIER",
+    "Algorithm",
+    "Crossing",
+    "Evaluation",
+    "Handover",
+    "Item",
+    "Problem",
+    "SteadyAlgorithm",
+    "build_algorithm",
+]
 
 Item = tuple[int, int, int]
 """Objective, task within it, item: what a score on one item belongs to, whoever scored it."""
@@ -132,7 +142,7 @@ class Algorithm(ABC):
 
     @property
     def lineage(self) -> tuple[Crossing | None, ...]:
-        """Where each genome of the generation asked last comes from; empty if this algorithm does not cross."""
+        """Where each genome that was asked last comes from; empty if this algorithm does not cross."""
         return ()
 
     @abstractmethod
@@ -150,6 +160,57 @@ class Algorithm(ABC):
     @abstractmethod
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Take in one generation, which is complete and in order; must not change its argument."""
+
+
+class SteadyAlgorithm(Algorithm):
+    """An optimizer that can do without generations: asked for one genome at any time, and told of one at a time.
+
+    Example:
+        ::
+
+            flying = [algorithm.ask_one() for _ in range(in_flight)]
+            while flying:
+                genome = next_to_be_scored(flying)
+                algorithm.tell_one(Evaluation(genome=genome, costs=(f(genome),)))
+                flying.append(algorithm.ask_one())
+
+    A search works by generations or one by one, never both. Genomes are numbered from 0: number n stands where slot
+    `n % population` of generation `n // population` would. Equal seeds, equal tells and an equal order of asks and
+    tells give bit-identical asks.
+    """
+
+    _number = 0
+    _flying: tuple[Genome, ...] = ()
+
+    @final
+    def ask_one(self) -> Genome | None:
+        """The next genome, whatever is not told yet; None if there is nothing left to ask."""
+        genome = self._next(self._number)
+        if genome is not None:
+            self._number += 1
+            self._flying += (genome,)
+        return genome
+
+    @final
+    def tell_one(self, evaluation: Evaluation) -> None:
+        """The costs of one genome that was asked, in any order.
+
+        Raises:
+            ValueError: it was not asked, or told already.
+        """
+        if evaluation.genome not in self._flying:
+            raise ValueError("tell_one() needs a genome that ask_one() gave and that was not told yet; got another one")
+        place = self._flying.index(evaluation.genome)
+        self._flying = self._flying[:place] + self._flying[place + 1 :]
+        self._learn_one(evaluation)
+
+    @abstractmethod
+    def _next(self, number: int) -> Genome | None:
+        """The genome of a number; those in `_flying` were asked and not told yet."""
+
+    @abstractmethod
+    def _learn_one(self, evaluation: Evaluation) -> None:
+        """Take in one genome; must not change its argument."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from evomerge.pareto import crowding_distance, nondominated, shortlist
-from evomerge.population.base import Algorithm, Evaluation, Problem
+from evomerge.population.base import Evaluation, Problem, SteadyAlgorithm
 from evomerge.population.latent import Floats
 from evomerge.population.moves import moved
 from evomerge.rng import stream
@@ -32,7 +32,7 @@ _SIGMA = 0.1
 
 
 @final
-class Graft(Algorithm):
+class Graft(SteadyAlgorithm):
     """(mu + lambda), where mu is half of lambda: children differ from a parent by one move, the best of both survive.
 
     The first generation holds the space's known paths, and moves away from the first of them for the rest. Later ones
@@ -40,6 +40,9 @@ class Graft(Algorithm):
     evaluated least. Genomes are compared by their mean cost and its standard error together, by what repeats say of
     noise, so that luck does not survive for long. No others are proposed twice while moves find new ones. Where a merge
     is searched too, moves change its genes, the path or both.
+
+    Without generations, survivors are chosen anew after each genome, and nobody is evaluated again while a repeat is on
+    its way.
 
     With several objectives survivors are chosen by rank and crowding distance, as in NSGA-II. Answers with the
     survivors, best first; with their front, if there are several objectives.
@@ -73,17 +76,32 @@ class Graft(Algorithm):
         if self._generation:
             genomes = sorted(self._survivors, key=self._times.__getitem__)[: max(self.population // 6, 1)]
         for slot in range(len(genomes), self.population):
-            genomes.append(self._new(slot, genomes))
+            genomes.append(self._new(self._generation, slot, genomes))
         return tuple(genomes)
 
+    def _next(self, number: int) -> Genome:
+        generation, slot = divmod(number, self.population)
+        if number < min(len(self._space.seeds), self.population):
+            return self._space.seeds[number]
+        resting = [genome for genome in self._survivors if genome not in self._flying]
+        if generation and slot < max(self.population // 6, 1) and resting:
+            return min(resting, key=self._times.__getitem__)
+        return self._new(generation, slot, self._flying)
+
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
+        self._select(evaluations)
+        self._generation += 1
+
+    def _learn_one(self, evaluation: Evaluation) -> None:
+        self._select([evaluation])
+
+    def _select(self, evaluations: Sequence[Evaluation]) -> None:
         for evaluation in evaluations:
             self._note(evaluation.genome, np.array(evaluation.costs))
         rivals = list(dict.fromkeys([*self._survivors, *(evaluation.genome for evaluation in evaluations)]))
         errors = self._noise() / np.sqrt([[self._times[rival]] for rival in rivals])
         order = _best_first(np.array([self._costs[rival] for rival in rivals]) + errors)
         self._survivors = [rivals[i] for i in order[: self.population // 2]]
-        self._generation += 1
 
     def _note(self, genome: Genome, costs: Floats) -> None:
         """Add to mean and squares (Welford 1962)."""
@@ -100,18 +118,18 @@ class Graft(Algorithm):
         noise = np.sqrt(sum(self._squares.values(), np.zeros(self._objectives)) / max(spare, 1))
         return np.where(np.isfinite(noise), noise, 0.0)
 
-    def _new(self, slot: int, beside: Sequence[Genome]) -> Genome:
+    def _new(self, generation: int, slot: int, beside: Sequence[Genome]) -> Genome:
         """A genome that was not proposed before, if one is found."""
-        random = stream(self._seed, "graft", self._generation, slot)
-        children = (self._child(slot, random) for _ in range(_TRIES))
+        random = stream(self._seed, "graft", generation, slot)
+        children = (self._child(generation, slot, random) for _ in range(_TRIES))
         child = self._space.start
         for child in children:
             if child not in self._costs and child not in beside:
                 break
         return child
 
-    def _child(self, slot: int, random: np.random.Generator) -> Genome:
-        if self._generation == 0:
+    def _child(self, generation: int, slot: int, random: np.random.Generator) -> Genome:
+        if generation == 0 or not self._survivors:
             return self._moved(self._space.start, random)
         if slot >= self.population - max(round(_IMMIGRANTS * self.population), 1):
             genome = self._space.seeds[random.integers(len(self._space.seeds))]

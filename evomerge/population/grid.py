@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, final
 
 from evomerge.pareto import shortlist
-from evomerge.population.base import Algorithm, Evaluation, Problem
+from evomerge.population.base import Evaluation, Problem, SteadyAlgorithm
 from evomerge.spaces import Gene, Genome
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["Grid", "build"]
 
 
 @final
-class Grid(Algorithm):
+class Grid(SteadyAlgorithm):
     """All points of a lattice, once, in order; the last gene runs fastest. A choice takes each of its options.
 
     Answers with the non-dominated points of those that were told.
@@ -48,6 +48,13 @@ class Grid(Algorithm):
         self._told.extend(evaluations)
         self._left -= len(evaluations)
         self.population = min(self._most, self._left)
+
+    def _next(self, number: int) -> Genome | None:
+        point = next(self._points, None)
+        return None if point is None else Genome(point)
+
+    def _learn_one(self, evaluation: Evaluation) -> None:
+        self._told.append(evaluation)
 
 
 def _values(gene: Gene, levels: int) -> list[float]:

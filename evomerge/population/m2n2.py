@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.pareto import nondominated, shortlist
-from evomerge.population.base import Algorithm, Crossing, Evaluation, Item, Problem
+from evomerge.population.base import Crossing, Evaluation, Item, Problem, SteadyAlgorithm
 from evomerge.rng import stream
 from evomerge.spaces import Breeding, Genome
 
@@ -114,13 +114,14 @@ def _matrix(archive: Sequence[Member], weights: Sequence[float]) -> tuple[Floats
 
 
 @final
-class M2n2(Algorithm):
-    """Model Merging of Natural Niches, by generations.
+class M2n2(SteadyAlgorithm):
+    """Model Merging of Natural Niches, by generations or, as in the paper, one child at a time.
 
     The first genomes are the space's seeds; a generation that they do not fill is filled with children of two of them.
     From then on, a first parent is drawn by shared fitness, a second one by its attraction to the first, and the child
     is crossed at a random split with a random share. A generation is bred from one archive; its members then enter the
-    archive one at a time, in order, each driving out whoever has the lowest shared fitness.
+    archive one at a time, in order, each driving out whoever has the lowest shared fitness. Without generations, each
+    child is bred from the archive of the moment.
 
     Who failed, or breaks a constraint, answered nothing here and never enters. While fewer than two are in the archive,
     parents are drawn from the seeds. Items that members were not asked (races, fresh draws) do not count for or against
@@ -177,21 +178,39 @@ class M2n2(Algorithm):
     def _propose(self) -> tuple[Genome, ...]:
         first = self._generation * self.population
         seeds = self._seeds[first : first + self.population]
-        taken = competition(*_matrix(self._archive, self._weights), alpha=self._alpha) if self._archive else None
-        crossings = [self._mate(slot, taken) for slot in range(len(seeds), self.population)]
+        taken = self._taken()
+        places = [(self._generation, slot) for slot in range(len(seeds), self.population)]
+        crossings = [self._mate(*place, taken) for place in places]
         self._crossings = (*(None for _ in seeds), *crossings)
-        return (*seeds, *(self._child(crossing, slot) for slot, crossing in enumerate(crossings, len(seeds))))
+        children = [self._child(crossing, *place) for crossing, place in zip(crossings, places, strict=True)]
+        return (*seeds, *children)
+
+    def _next(self, number: int) -> Genome:
+        if number < len(self._seeds):
+            self._crossings = (None,)
+            return self._seeds[number]
+        place = divmod(number, self.population)
+        crossing = self._mate(*place, self._taken())
+        self._crossings = (crossing,)
+        return self._child(crossing, *place)
+
+    def _taken(self) -> Floats | None:
+        """What each member takes of every item; None if there are no members."""
+        return competition(*_matrix(self._archive, self._weights), alpha=self._alpha) if self._archive else None
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
         for told in evaluations:
-            if told.items:
-                others = [member for member in self._archive if member.genome != told.genome]
-                child = Member(genome=told.genome, costs=told.costs, items=told.items)
-                self._archive = survivors([*others, child], self._size, weights=self._weights, alpha=self._alpha)
+            self._learn_one(told)
         self._generation += 1
 
-    def _mate(self, slot: int, taken: Floats | None) -> Crossing:
-        random = stream(self._seed, "m2n2 parents", self._generation, slot)
+    def _learn_one(self, evaluation: Evaluation) -> None:
+        if evaluation.items:
+            others = [member for member in self._archive if member.genome != evaluation.genome]
+            child = Member(genome=evaluation.genome, costs=evaluation.costs, items=evaluation.items)
+            self._archive = survivors([*others, child], self._size, weights=self._weights, alpha=self._alpha)
+
+    def _mate(self, generation: int, slot: int, taken: Floats | None) -> Crossing:
+        random = stream(self._seed, "m2n2 parents", generation, slot)
         first, second = self._parents(random, taken)
         split, share = int(random.integers(self._space.splits)), float(random.random())
         return Crossing(first=first, second=second, split=split, share=share)
@@ -204,11 +223,11 @@ class M2n2(Algorithm):
         other = _drawn(random, attraction(taken, one), [i for i in range(len(taken)) if i != one])
         return self._archive[one].genome, self._archive[other].genome
 
-    def _child(self, crossing: Crossing, slot: int) -> Genome:
+    def _child(self, crossing: Crossing, generation: int, slot: int) -> Genome:
         child = self._space.cross(crossing.first, crossing.second, split=crossing.split, share=crossing.share)
         if self._mutation == 0.0:
             return child
-        noise = stream(self._seed, "m2n2 mutation", self._generation, slot).standard_normal(len(child))
+        noise = stream(self._seed, "m2n2 mutation", generation, slot).standard_normal(len(child))
         return Genome(tuple(np.clip(np.array(child.values) + self._mutation * noise, 0.0, 1.0)))
 
 

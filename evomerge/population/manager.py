@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import final
 
-from evomerge.population.base import Algorithm, Crossing, Evaluation, Item
+from evomerge.population.base import Algorithm, Crossing, Evaluation, Item, SteadyAlgorithm
 from evomerge.spaces import Genome
 
 __all__ = ["PopulationManager"]
@@ -63,7 +63,7 @@ class PopulationManager:
 
     @property
     def generation(self) -> int:
-        """How many generations were told."""
+        """How many generations were told; without generations, how many genomes."""
         return self._generation
 
     @property
@@ -73,7 +73,7 @@ class PopulationManager:
 
     @property
     def lineage(self) -> tuple[Crossing | None, ...]:
-        """Where each genome of the generation asked last comes from; empty if the algorithm does not cross."""
+        """Where each genome that was asked last comes from; empty if the algorithm does not cross."""
         return self._algorithm.lineage
 
     def ask(self) -> tuple[Genome, ...]:
@@ -121,13 +121,39 @@ class PopulationManager:
         self._observe(scores)
         self._algorithm.tell(
             [
-                Evaluation(genome=genome, costs=self._costs(score, by), items={} if score is None or by else answers)
+                self._evaluation(genome, score, by, answers)
                 for genome, score, by, answers in zip(self._asked, scores, broken, answered, strict=True)
             ]
         )
         self._failed |= {genome for genome, score in zip(self._asked, scores, strict=True) if score is None}
         self._asked = ()
         self._generation += 1
+
+    def ask_one(self) -> Genome | None:
+        """The next genome, without generations; None if there is nothing left to ask.
+
+        Raises:
+            TypeError: the algorithm needs generations.
+        """
+        return self._steady().ask_one()
+
+    def tell_one(self, genome: Genome, score: Scores | None, violation: float, items: Mapping[Item, float]) -> None:
+        """The score of one genome that was asked without generations; see `tell`.
+
+        Raises:
+            TypeError: the algorithm needs generations.
+            ValueError: the genome was not asked, another number of objectives, or a score that is not finite.
+        """
+        self._observe([score])
+        self._steady().tell_one(self._evaluation(genome, score, violation, items))
+        if score is None:
+            self._failed.add(genome)
+        self._generation += 1
+
+    def _steady(self) -> SteadyAlgorithm:
+        if not isinstance(self._algorithm, SteadyAlgorithm):
+            raise TypeError(f"{type(self._algorithm).__name__} needs generations; ask() and tell() instead")
+        return self._algorithm
 
     def answer(self) -> tuple[Genome, ...]:
         """What to confirm if the search ended now, best first; without genomes that failed."""
@@ -140,6 +166,12 @@ class PopulationManager:
         seen = scored if self._worst is None else [self._worst, *scored]
         if seen:
             self._worst = tuple(min(column) for column in zip(*seen, strict=True))
+
+    def _evaluation(
+        self, genome: Genome, score: Scores | None, violation: float, items: Mapping[Item, float]
+    ) -> Evaluation:
+        kept = {} if score is None or violation else items
+        return Evaluation(genome=genome, costs=self._costs(score, violation), items=kept)
 
     def _costs(self, score: Scores | None, violation: float) -> tuple[float, ...]:
         if score is not None and not violation:

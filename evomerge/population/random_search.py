@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, final
 
 from evomerge.pareto import shortlist
-from evomerge.population.base import Algorithm, Evaluation, Problem
+from evomerge.population.base import Evaluation, Problem, SteadyAlgorithm
 from evomerge.rng import stream
 from evomerge.spaces import Genome
 
@@ -17,7 +17,7 @@ __all__ = ["RandomSearch", "build"]
 
 
 @final
-class RandomSearch(Algorithm):
+class RandomSearch(SteadyAlgorithm):
     """Independent uniform genomes; each generation has a random stream of its own.
 
     Answers with the non-dominated genomes of all that were told.
@@ -40,8 +40,18 @@ class RandomSearch(Algorithm):
         return tuple(self._told[i].genome for i in shortlist([evaluation.costs for evaluation in self._told]))
 
     def _propose(self) -> tuple[Genome, ...]:
-        rows = stream(self._seed, "random search", self._generation).random((self.population, self._genes))
+        return self._drawn(self._generation)
+
+    def _next(self, number: int) -> Genome:
+        generation, slot = divmod(number, self.population)
+        return self._drawn(generation)[slot]
+
+    def _drawn(self, generation: int) -> tuple[Genome, ...]:
+        rows = stream(self._seed, "random search", generation).random((self.population, self._genes))
         return tuple(Genome(tuple(row)) for row in rows)
+
+    def _learn_one(self, evaluation: Evaluation) -> None:
+        self._told.append(evaluation)
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
         self._told.extend(evaluations)

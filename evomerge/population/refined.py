@@ -15,7 +15,7 @@ from evomerge.rng import derive_seed
 from evomerge.spaces import Genome, Layered, SearchSpace
 
 if TYPE_CHECKING:
-    from evomerge.config import RefinedConfig
+    from evomerge.config import RefinedConfig, StageConfig
 
 __all__ = ["Refined", "build"]
 
@@ -46,7 +46,8 @@ class Refined(Algorithm):
             raise ValueError("refined needs a space with knots over depth, such as kind: parameter; choose one")
         self._config = config
         self._problem = problem
-        coarse = [problem.space.coarser(knots) for knots in config.knots]
+        self._layered = problem.space
+        coarse = [self._layered.coarser(knots) for knots in config.knots]
         self._spaces = [*(space for space, _ in coarse), problem.space]
         self._lifts = [lift for _, lift in coarse]
         self._check()
@@ -57,9 +58,22 @@ class Refined(Algorithm):
 
     def _check(self) -> None:
         stages = zip(self._config.stages, self._spaces, strict=True)
-        misfits = [stage.algorithm.misfit(self._problem.objectives, len(space.genes)) for stage, space in stages]
+        misfits = [self._misfit(stage, space) for stage, space in stages]
         if faults := [Fault(path=f"$.algorithm.stages[{i}]", message=text) for i, text in enumerate(misfits) if text]:
             raise ConfigError("algorithm", faults)
+
+    def _misfit(self, stage: StageConfig, space: SearchSpace) -> str | None:
+        """Why a stage cannot be; None if it can."""
+        if stage.knots is not None and stage.knots > 1:
+            coarser, _ = self._layered.coarser(stage.knots - 1)
+            if len(coarser.genes) == len(space.genes):
+                return (
+                    f"expected at most as many knots as the space has; got {stage.knots}; lower it, or drop the stage"
+                )
+        needed = stage.algorithm.least([len(gene.choices) for gene in space.genes])
+        if stage.evaluations is not None and stage.evaluations < needed:
+            return f"{stage.algorithm.kind} needs {needed:,} evaluations here; got {stage.evaluations:,}"
+        return stage.algorithm.misfit(self._problem.objectives, len(space.genes))
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`: the stage's, or that of the one before while nothing was told in this one."""

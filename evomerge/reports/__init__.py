@@ -1,5 +1,6 @@
 """Reports: what a run or a pool amounts to, as a summary, on the terminal, in HTML, as PNG and as a model card."""
 
+from evomerge.reports.glances import Glances
 from evomerge.reports.html import write_report
 from evomerge.reports.model_card import model_card
 from evomerge.reports.png import write_png
@@ -14,6 +15,7 @@ from evomerge.reports.verdict import Verdict, verdict
 
 __all__ = [
     "MANY",
+    "Glances",
     "Standing",
     "Summary",
     "Tally",

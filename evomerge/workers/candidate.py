@@ -101,7 +101,7 @@ class MergeWorker:
             try:
                 load = self._engine.load(job.recipe, exact=job.phase == "confirm")
                 looked: dict[str, float] = {}
-                if self._screen is not None and job.phase == "search" and job.round == 0:
+                if self._screen is not None and job.screened:
                     stage = "screen"
                     looked["screen"] = self._screen.check()
                 stage = "evaluate"

@@ -73,7 +73,7 @@ class Route:
             crosses = before.source != after.source
             wanted = (self.leave if after.source is None else self.enter) if crosses else 0.0
             harm += _CROSSING * crosses + _SCALE * (math.log(after.scale) - wanted) ** 2
-        return harm
+        return float(harm)
 
 
 def routed(seed: int) -> Route:

@@ -1,8 +1,8 @@
 """The live vLLM engine's figures: exchanging weights against restarting, the same answers, and no growth of memory.
 
-Run it with `.venv-vllm/bin/python experiments/benchmarks/vllm_engine.py` after `make vllm-env smollm2`; `QUICK=1` is
-shorter. SmolLM2-135M and two experts in float32 on the CPU: rounding to bfloat16 would decide near-ties by the order of
-sums, which differs between engines. Answers are compared with a fresh engine on the exported checkpoint.
+Run it with `make bench NAME=vllm_engine` after `make smollm2`; `QUICK=1` is shorter. SmolLM2-135M and two experts in
+float32 on the CPU: rounding to bfloat16 would decide near-ties by the order of sums, which differs between engines.
+Answers are compared with a fresh engine on the exported checkpoint.
 """
 
 from __future__ import annotations

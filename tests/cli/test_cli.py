@@ -153,7 +153,7 @@ def test_report_and_its_picture(finished: Path, evomerge: Run, tmp_path: Path) -
 
 def test_a_report_compares_with_random_searches_only(finished: Path, evomerge: Run) -> None:
     code, _, err = evomerge("report", finished, "--random", finished)
-    assert code == 3
+    assert code == 2
     assert "expected a run with algorithm.kind: random to compare with; got nsga2" in err
 
 

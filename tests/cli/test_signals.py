@@ -29,7 +29,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     raise AssertionError(process.communicate())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_one_signal_finishes_what_is_in_flight(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     process = start(folder)

@@ -168,7 +168,7 @@ def test_weights_that_turn_out_wrong_end_swapping(engine: "VllmEngine", monkeypa
     with pytest.raises(MergeError, match="which is slow; its last 200 scores are in doubt"):
         engine.load(average("two"))
     assert not engine.swaps
-    monkeypatch.setattr(engine, "swaps", True)
+    engine.swaps = True
 
 
 def test_a_deeper_candidate_restarts_the_engine(engine: "VllmEngine") -> None:

@@ -163,18 +163,17 @@ def test_one_line_is_one_line() -> None:
     assert len(one_line(ValueError("x" * 1000))) == 300
 
 
-def test_broken_paths_are_screened_in_the_search_alone(spec: WorkerSpec, job: Job, tmp_path: Path) -> None:
+def test_broken_paths_are_screened_where_the_job_says_so(spec: WorkerSpec, job: Job, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("#>_dfccgc=cgccfd.")
     screen = ScreenConfig(text=tmp_path / "text.txt")
     worker = MergeWorker(replace(spec, fitness=spec.fitness.model_copy(update={"screen": screen})))
     assert worker.info().screen
-    scored = worker.run(job)
+    scored = worker.run(replace(job, screened=True))
     assert isinstance(scored, Scored)
     assert scored.seconds["screen"] > 0
-    broken = replace(job, recipe=replace(job.recipe, path=tuple(Hop(source="rev", layer=layer) for layer in (3, 3, 0))))
+    broken = replace(job, screened=True, recipe=replace(job.recipe, path=tuple(Hop(source="rev", layer=layer) for layer in (3, 3, 0))))
     outcome = worker.run(broken)
     assert isinstance(outcome, Failed)
     assert (outcome.stage, outcome.retry) == ("screen", False)
     assert "expected a mean loss of at most 3.466 nats" in outcome.reason
-    assert isinstance(worker.run(replace(broken, phase="confirm")), Scored)
-    assert isinstance(worker.run(replace(broken, round=1)), Scored)
+    assert isinstance(worker.run(replace(broken, screened=False)), Scored)

@@ -1,0 +1,128 @@
+"""The search by generations: all of one are scored before the next is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import final
+
+from evomerge.fitness import Told
+from evomerge.loop import Loop, Progress
+from evomerge.opening import anchors
+from evomerge.outcome import ItemSet, Job
+from evomerge.runs import Candidate
+from evomerge.stopping import Stop
+
+__all__ = ["Generations"]
+
+
+@final
+@dataclass(kw_only=True, eq=False)
+class Generations(Loop):
+    """Scores are told in slot order, so the order in which workers finish cannot change a run."""
+
+    _asked: int = field(default=0, init=False)
+    _rounds: Counter[int] = field(default_factory=Counter, init=False)
+
+    @property
+    def generations(self) -> int:
+        """See `Loop.generations`."""
+        return self.manager.generation
+
+    def run(self, stop: Stop) -> Iterator[Progress]:
+        """See `Loop.run`."""
+        references = self.register.anchors(anchors(self.lineup))
+        generation = 0
+        while self._affordable(generation):
+            genomes = self.manager.ask()
+            candidates = self.register.asked(generation, genomes, self.manager.lineage)
+            found = yield from self._assess(generation, references, candidates, stop)
+            if generation == 0:
+                self.manager.anchors([_scores(found, candidate) for candidate in references])
+            self.manager.tell(
+                [_scores(found, candidate) for candidate in candidates],
+                [found[c.id].violation if c.id in found else 0.0 for c in candidates],
+                [self._item_scores(c, range(self._rounds[c.id])) for c in candidates],
+            )
+            if self.live:
+                self._note(generation, found)
+                self.account()
+            self._asked += len(candidates)
+            generation += 1
+        self._note_end(self._items_after(generation))
+
+    def _affordable(self, generation: int) -> bool:
+        """Whether there is another generation, and the budget holds it at its most costly."""
+        budget, population = self.experiment.budget, self.manager.population
+        if not population or self.experiment.anchors + self._asked + population > budget.evaluations:
+            return False
+        return (budget.items is None or self._items_after(generation) <= budget.items) and (
+            budget.tokens is None or self.tokens + self.dearest <= budget.tokens
+        )
+
+    def _items_after(self, generation: int) -> int:
+        """Items that the run may have asked when another generation is scored, at most."""
+        return self.spent + self.assessment.most_items(generation, self.experiment.anchors, self.manager.population)
+
+    def _assess(
+        self, generation: int, references: Sequence[Candidate], candidates: Sequence[Candidate], stop: Stop
+    ) -> Generator[Progress, None, dict[int, Told]]:
+        """Score a generation, round by round; what is recorded is not asked again."""
+        known = {candidate.id: candidate for candidate in (*references, *candidates)}
+        labels = {candidate.label: candidate for candidate in references}
+        numbers = {label: candidate.id for label, candidate in labels.items()}
+        dialogue = self.assessment.generation(generation, numbers, {c.id: c.genome or () for c in candidates})
+        questions, settled, spent = next(dialogue, None), 0, 0
+        while questions is not None:
+            jobs = [self._job(known[i], items) for i, items in questions.items()]
+            for done in self.evaluator.settle(jobs, stop):
+                settled = min(max(settled, done), len(labels) * (generation == 0) + len(candidates))
+                yield self._progress(generation, settled)
+            self._require(labels)
+            taken = {i: self.evaluator.tokens(i, "search", self._rounds[i]) for i in questions}
+            self.tokens += sum(taken.values())
+            spent += sum(tokens for i, tokens in taken.items() if i not in numbers.values())
+            self.dearest = max(self.dearest, spent)
+            self._rounds.update(questions.keys())
+            self.spent += sum(map(len, questions.values()))
+            try:
+                questions = dialogue.send({i: self._answers(known[i], range(self._rounds[i])) for i in questions})
+            except StopIteration as end:
+                return dict(end.value)
+        return {}
+
+    def _job(self, candidate: Candidate, items: ItemSet) -> Job:
+        number = self._rounds[candidate.id]
+        screened = candidate.kind == "search" and number == 0
+        return Job(
+            candidate=candidate.id,
+            phase="search",
+            recipe=candidate.recipe,
+            items=items,
+            round=number,
+            screened=screened,
+        )
+
+    def _note(self, generation: int, found: Mapping[int, Told]) -> None:
+        """Keep what was estimated, where it is more than the mean of the recorded answers, and how far to trust it."""
+        if self.experiment.fitness.estimator.kind != "mean":
+            self.store.set_estimates({number: asdict(told) for number, told in found.items()})
+            audits = json.loads(self.store.meta("audit") or "{}")
+            audits[str(generation)] = {m: asdict(c) for m, c in self.assessment.checks(generation).items()}
+            self.store.set_meta("audit", json.dumps(audits))
+
+    def _progress(self, generation: int, settled: int) -> Progress:
+        before = 0 if generation == 0 else self.experiment.anchors + self._asked
+        return Progress(
+            phase="search",
+            generation=generation,
+            done=before + settled,
+            planned=self.experiment.budget.evaluations,
+            failures=self.evaluator.failures,
+        )
+
+
+def _scores(found: Mapping[int, Told], candidate: Candidate) -> tuple[float, ...] | None:
+    return found[candidate.id].scores if candidate.id in found else None
