@@ -66,9 +66,9 @@ class Steady(Loop):
         known = set(recorded)
         while self._open:
             for candidate in self._tell():
+                self._ask()
                 if candidate.id not in known:
                     yield self._progress()
-                self._ask()
             if self._open:
                 self._take_in(self.evaluator.arrivals(stop))
         self._note_end(self.spent + self._next_items())

@@ -91,6 +91,7 @@ def test_the_examples_run_and_everything_after_them_does(folder: Path) -> None:
     [
         ("x = 1\nraise LookupError('no luck')\n", "broken.py (line 2) fails: LookupError: no luck"),
         ("def x(:\n", "broken.py (line 1) fails: SyntaxError"),
+        ("import sys\nsys.exit(3)\n", "broken.py (line 2) fails: SystemExit: 3"),
         (None, "broken.py cannot be read: No such file"),
         (
             "from typing import Literal\nfrom evomerge.config import AlgorithmConfig\n"
@@ -128,3 +129,26 @@ def test_two_plugins_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(ConfigError, match=r"expected each file name once; got x\.py twice"):
         load_experiment(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("builder", "keys", "expected"),
+    [
+        ("lambda *_: 1 / 0", "    population: int = 4", "'mine' cannot be made: ZeroDivisionError"),
+        ("'nowhere:build'", "    population: int = 4", "'mine' cannot be made: ModuleNotFoundError"),
+        ("lambda *_: None", "    population: int = 4", "expected an evomerge.population.Algorithm; got NoneType"),
+        ("lambda *_: None", "", "mine: expected a key population, or a population_at of its own"),
+    ],
+)
+def test_an_algorithm_that_cannot_be_made_is_refused_by_check(
+    folder: Path, builder: str, keys: str, expected: str
+) -> None:
+    (folder / "mine.py").write_text(
+        "from typing import Literal\nfrom evomerge.config import AlgorithmConfig\n"
+        f"@AlgorithmConfig.register({builder})\nclass Mine(AlgorithmConfig):\n    kind: Literal['mine']\n{keys}\n"
+    )
+    data = experiment(plugins=["mine.py"], space="task_arithmetic", algorithm={"kind": "mine"})
+    (folder / "mine.yaml").write_text(yaml.safe_dump(data))
+    done = commands(folder, "check mine.yaml")
+    assert done.returncode == 2
+    assert expected in done.stderr

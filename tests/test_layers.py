@@ -54,6 +54,7 @@ LAYER = {
     "replay": 8.4,
     "questions": 8.3,
     "starter": 8.4,
+    "api": 8.5,
     "doctor": 8.4,
     "cli": 9,
     "__main__": 10,
@@ -70,6 +71,8 @@ def call(*arguments):
         pass
 """
 MAY_BE_HEAVY = {"merging", "engines", "workers"}
+FACADE = PACKAGE / "__init__.py"
+"""Names what lies above it for type checkers, and imports that when it is asked for."""
 
 
 def room(path: Path) -> str:
@@ -95,7 +98,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 def test_imports_point_down(path: Path) -> None:
     own = room(path)
     assert own in LAYER, f"{path}: give the new room {own!r} a layer"
-    for module, _ in imports(path):
+    for module, eager in imports(path):
+        if path == FACADE and not eager:
+            continue
         parts = module.split(".")
         if parts[0] == "evomerge":
             other = parts[1] if len(parts) > 1 else ""
@@ -113,6 +118,7 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
     "code",
     [
         "import evomerge.cli, evomerge.launch, evomerge.replay, evomerge.plan",
+        "import evomerge; evomerge.run, evomerge.open_run, evomerge.load_experiment",
         "import evomerge.reports, evomerge.runs, evomerge.population, evomerge.fitness, evomerge.spaces",
         "call('--help')",
         "call('check', 'quickstart')",

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evomerge.cli.options import RunArgument, SetOption, load, open_console
+from evomerge.cli.options import RunArgument, SetOption, open_console
 from evomerge.errors import EvomergeError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from evomerge.config import Experiment
 
 __all__ = ["replay", "report", "run", "status"]
 
@@ -35,6 +33,7 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Run an experiment; on an existing run folder, go on where it stopped."""
+    from evomerge.api import resolve
     from evomerge.lasting import undisturbed
     from evomerge.launch import launch
     from evomerge.reports import Glances
@@ -44,7 +43,7 @@ def run(
     key = "executor.kind" if executor in ("serial", "ray") else "executor"
     trackers = [f"trackers=[{', '.join(track)}]"] if track else []
     changes = [*([f"{key}={executor}"] if executor else []), *trackers, *(set_ or [])]
-    folder, config = _folder_and_config(experiment, out, changes)
+    folder, config = resolve(experiment, out, changes)
     glances = Glances(config, folder)
     with undisturbed(folder / "logs" / "console.log") as terminal, Stop().listening() as stop:
         console = open_console(terminal)
@@ -52,17 +51,6 @@ def run(
             for progress in launch(config, folder, stop, lambda text: console.print(text, soft_wrap=True)):
                 watch(progress, glances.look() if console.is_terminal else None)
     _conclude(folder, open_console())
-
-
-def _folder_and_config(name: str, out: Path | None, changes: list[str]) -> tuple[Path, Experiment]:
-    from evomerge.config import recorded_experiment
-    from evomerge.runs import RunStore
-
-    if out is None and RunStore.exists(Path(name)):
-        with RunStore.read(Path(name)) as store:
-            return Path(name), recorded_experiment(store.experiment, name, changes)
-    config = load(name, changes)
-    return out or Path("runs") / config.name, config
 
 
 def _conclude(folder: Path, console: Console) -> None:

@@ -63,7 +63,9 @@ class AlgorithmConfig(Registered):
 
         The value of the key `population`, for algorithms whose generations are all equally large.
         """
-        population: int = vars(self)["population"]
+        population: int | None = vars(self).get("population")
+        if population is None:
+            raise ValueError(f"{self.kind}: expected a key population, or a population_at of its own; give it one")
         return population
 
     def step_at(self, asked: int) -> int:

@@ -51,7 +51,7 @@ def load_plugins(files: Sequence[Path], recorded: Mapping[str, str] | None = Non
             try:
                 _run(path, source)
                 _loaded[path.name] = digest
-            except Exception as error:  # whatever the user's code may raise
+            except (Exception, SystemExit) as error:  # whatever the user's code may raise
                 faults.append(Fault(path=f"$.plugins[{number}]", message=_reason(path, error)))
     if faults:
         raise ConfigError("plugins", faults)
@@ -87,7 +87,7 @@ def _run(path: Path, source: bytes) -> None:
     exec(compile(source, str(path), "exec"), vars(module))
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: Path, error: BaseException) -> str:
     """What went wrong, and at which line of the plugin."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__

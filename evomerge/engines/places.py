@@ -106,8 +106,8 @@ def _placed(model: Any, live: Mapping[str, torch.Tensor], stored: Iterable[str])
         views = _views(whole, rule.operations, names)
         places |= {name: Place.of(parameter, whole, view) for name, view in views.items()}
         faults += [
-            f"tensor {name}: transformers makes {parameter}, {[*whole.shape]}, from {sum(map(len, names))} such tensors "
-            f"by {rule.operations}, which cannot be undone in place"
+            f"tensor {name}: transformers makes {parameter}, {[*whole.shape]}, of {sum(map(len, names))} such "
+            f"tensors by {rule.operations}, which cannot be undone in place"
             for name in chain(*names)
             if name not in views
         ]
@@ -127,18 +127,19 @@ def _views(packed: torch.Tensor, operations: Sequence[Any], names: Sequence[Sequ
         return dict.fromkeys(every, packed)
     if kinds not in (["MergeModulelist"], ["Concatenate"], ["MergeModulelist", "Concatenate"]):
         return {}
-    stacked, parts = kinds[0] == "MergeModulelist", (packed,)
+    stacked = kinds[0] == "MergeModulelist"
+    parts: Sequence[torch.Tensor] = [packed]
     if kinds[-1] == "Concatenate":
         parts = packed.chunk(len(names) if stacked else len(every), operations[-1].dim)
     if stacked:
-        parts = tuple(part for joined in parts for part in joined.unbind(operations[0].dim))
+        parts = [part for joined in parts for part in joined.unbind(operations[0].dim)]
     return dict(zip(every, parts, strict=True)) if len(every) == len(parts) else {}
 
 
 def _read_as(
     model: Any, stored: Iterable[str], renaming: Sequence[Any], converting: Sequence[Any]
 ) -> Iterator[tuple[str, str, str | None]]:
-    """A tensor, the parameter that it is read into, and the pattern of the rule that converts it; as rules take them."""
+    """Tensor, the parameter that it is read into, and the pattern of the rule that converts it; as rules take them."""
     if not renaming and not converting:
         yield from ((name, name, None) for name in stored)
         return

@@ -237,11 +237,16 @@ class Problem:
         return len(self.weights)
 
     @property
-    def seeds(self) -> tuple[Genome, ...]:
-        """Genomes that the space knows, such as each expert alone; where it knows fewer than two, random ones."""
+    def known(self) -> tuple[Genome, ...]:
+        """Genomes that the space knows, such as each expert alone, or a model's own layers; may be empty."""
         known: tuple[Genome, ...] = getattr(self.space, "seeds", ())
+        return known
+
+    @property
+    def seeds(self) -> tuple[Genome, ...]:
+        """The known genomes; where there are fewer than two, random ones."""
         rows = stream(self.seed, "seeds").random((4, len(self.space.genes))).tolist()
-        return known if len(known) > 1 else tuple(Genome(tuple(row)) for row in rows)
+        return self.known if len(self.known) > 1 else tuple(Genome(tuple(row)) for row in rows)
 
 
 def build_algorithm(config: AlgorithmConfig, problem: Problem) -> Algorithm:
@@ -250,8 +255,11 @@ def build_algorithm(config: AlgorithmConfig, problem: Problem) -> Algorithm:
     Raises:
         ValueError: an algorithm that cannot take these genes or objectives, or a warm start from fewer than
             `FEWEST_EARLIER` evaluations.
+        TypeError: the builder made something else.
     """
     if misfit := config.misfit(problem.objectives, len(problem.space.genes)):
         raise ValueError(misfit)
-    algorithm: Algorithm = config.built(problem)
+    algorithm = config.built(problem)
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(f"expected an evomerge.population.Algorithm; got {type(algorithm).__name__}")
     return algorithm

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from evomerge import config
 from evomerge.pareto import hypervolume, nondominated
+from evomerge.errors import ConfigError
 from evomerge.population import Algorithm, Evaluation, Problem, build_algorithm
 from evomerge.spaces import Genome, ParameterSpace
 
@@ -195,6 +196,10 @@ class TestConformance:
         if CONFIG.validate_python(CONFIGS[kind] | few).misfit(objectives, genes):
             with pytest.raises(ValueError, match=r"takes at most|needs at least"):
                 build(kind, objectives=objectives, genes=genes, **few)
+            return
+        if kind == "refined" and genes == 3:
+            with pytest.raises(ConfigError, match="at most as many knots as the space has; got 2"):
+                build(kind, objectives=objectives, genes=genes)
             return
         algorithm = build(kind, objectives=objectives, genes=genes, **few)
         drive(algorithm, 10, lambda genome: genome.values[:objectives])

@@ -173,6 +173,25 @@ def test_stages_that_cannot_take_their_genes_or_objectives_are_refused() -> None
         built({"kind": "refined"}, space(7))
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (stages(stage("cma", knots=8, evaluations=8), stage("cma")), r"stages\[0\].*as the space has; got 8"),
+        (stages(stage("grid", knots=1, evaluations=9), stage("cma")), r"stages\[0\].*grid needs .* here; got 9"),
+    ],
+)
+def test_stages_that_are_finer_than_the_space_or_too_short_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        built(keys, space(7))
+    built(stages(stage("cma", knots=7, evaluations=8), stage("cma")), space(7))
+
+
+def test_a_stage_takes_no_warm_start() -> None:
+    warm = {"knots": 2, "evaluations": 8, "algorithm": {"kind": "cma", "population": 8, "warm_start": "/earlier"}}
+    with pytest.raises(ValidationError, match="leave warm_start out"):
+        TypeAdapter(AlgorithmConfig).validate_python(stages(warm, stage("cma")))
+
+
 def test_the_size_of_each_generation_is_known_beforehand() -> None:
     config = RefinedConfig.model_validate(
         stages(

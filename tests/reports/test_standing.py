@@ -110,7 +110,7 @@ def test_shows_where_an_unfinished_run_stands(run: Make) -> None:
         "evaluate: NaN in [layer] 3",
         "50 % of the model",
         f"#{standing.best} best so far",
-        f"{best.mean:.3f} ±{best.high - best.mean:.3f}",
+        f"{best.mean:.3f} ±{max(best.high - best.mean, best.mean - best.low):.3f}",
         "best anchor",
     ):
         assert part in text, part

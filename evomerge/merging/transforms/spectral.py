@@ -9,7 +9,7 @@ Legend: `tau = U diag(S) V^T`, S descending; K experts; `[m, n]` the shape of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TypeAlias
 
@@ -29,6 +29,12 @@ _TURNS = 100
 
 _STEADY = 1e-3
 """A turn of LoRE that moves the common change by at most this share of its norm is the last."""
+
+_SPARE = 8
+"""Directions that LoRE follows beside those with singular values above half its threshold."""
+
+_FEW = 0.4
+"""The largest share of all directions that is worth being followed."""
 
 
 def _short_side_first(transform: _Transform) -> _Transform:
@@ -116,37 +122,90 @@ def lore(deltas: Deltas, share: float) -> Deltas:
     """
     taus = torch.stack([delta.double() for delta in deltas.values()])
     mean = taus.mean(0)
-    threshold = share * max(float(_left(tau - mean)[1][0]) for tau in taus)
-    common = _common(taus, threshold)
-    own = (_lowered(tau - common, threshold) for tau in taus)
+    parts = [_left(tau - mean) for tau in taus]
+    threshold = share * max(float(values[0]) for _, values in parts)
+    start = _near(taus, mean, parts, threshold)
+    common, own = _descended(taus, start, lambda changes: torch.stack([_lowered(c, threshold) for c in changes]))
     return {expert: change + common / len(taus) for expert, change in zip(deltas, own, strict=True)}
 
 
-def _common(taus: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The m of `lore`, from the mean on.
+def _descended(
+    taus: torch.Tensor, start: torch.Tensor, lowered: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The m and the D of `lore`, from some m on.
 
     A turn is a step of gradient descent on what is left of the objective when every `D_k` is at its best; so momentum
     (Nesterov 1983), given up where it leads astray (O'Donoghue and Candes 2015), saves most of the turns.
     """
-    common = ahead = taus.mean(0)
+    common = ahead = start
     pace = 1.0
     for _ in range(_TURNS):
-        found = (taus - torch.stack([_lowered(tau - ahead, threshold) for tau in taus])).mean(0)
+        own = lowered(taus - ahead)
+        found = (taus - own).mean(0)
         moved = found - common
         pace = 1.0 if ((ahead - found) * moved).sum() > 0 else pace
         pace, before = (1 + math.sqrt(1 + 4 * pace**2)) / 2, pace
         ahead, common = found + (before - 1) / pace * moved, found
         if moved.norm() <= _STEADY * found.norm():
             break
-    return common
+    return common, own
+
+
+def _near(
+    taus: torch.Tensor, mean: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], threshold: float
+) -> torch.Tensor:
+    """An m near to where LoRE ends, in a tenth of the time: found in fp32, among the leading directions alone.
+
+    What has no few leading directions starts from the mean.
+
+    Args:
+        taus: `[K, m, n]`.
+        mean: of them.
+        parts: left singular vectors and singular values of every `tau_k - mean`.
+        threshold: of `lore`.
+    """
+    width = max(int((values > threshold / 2).sum()) for _, values in parts) + _SPARE
+    if threshold == 0 or len(taus) < 3 or width > _FEW * len(mean):  # of two experts, the mean is the end
+        return mean
+    followed = _Leading(torch.stack([left[:, :width] for left, _ in parts]).float())
+    common, _ = _descended((taus / threshold).float(), (mean / threshold).float(), followed)
+    return common.double() * threshold
+
+
+class _Leading:
+    """Lowers singular values by 1, of matrices that change little from call to call.
+
+    The leading singular vectors of each are those of the last call, turned by one step of subspace iteration.
+
+    Args:
+        spans: to begin with, orthonormal columns, `[K, m, r]`.
+    """
+
+    def __init__(self, spans: torch.Tensor) -> None:
+        self._spans = spans
+
+    def __call__(self, matrices: torch.Tensor) -> torch.Tensor:
+        """The matrices `[K, m, n]`, lowered."""
+        self._spans = torch.linalg.qr(matrices @ (matrices.mT @ self._spans))[0]
+        inside = self._spans.mT @ matrices
+        squares, turns = torch.linalg.eigh(inside @ inside.mT)
+        shares = _shares(squares.clamp(min=0).sqrt(), 1.0)
+        lowered: torch.Tensor = self._spans @ ((turns * shares[:, None]) @ (turns.mT @ inside))
+        return lowered
 
 
 def _lowered(matrix: torch.Tensor, threshold: float) -> torch.Tensor:
     """The matrix with every singular value lowered by the threshold, to zero at the least."""
     left, values = _left(matrix)
-    shares = (1 - threshold / torch.where(values > threshold, values, torch.inf)) * (values > threshold)
+    rank = int((values > threshold).sum())
+    left, shares = left[:, :rank], _shares(values[:rank], threshold)
     lowered: torch.Tensor = left * shares @ (left.T @ matrix)
     return lowered
+
+
+def _shares(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    """What is left of singular values that are lowered by a threshold."""
+    return (1 - threshold / torch.where(values > threshold, values, torch.inf)) * (values > threshold)
 
 
 def _left(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

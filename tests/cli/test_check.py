@@ -1,0 +1,89 @@
+"""What `check` and `plan` say of experiments that cannot be run, or that choose from much, before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.config import shipped_folder
+
+Run = Callable[..., tuple[int, str, str]]
+MODELS = shipped_folder("experiments") / "quickstart" / "models"
+TASKS = shipped_folder("fitness") / "tasks" / "quickstart"
+NSGA2 = {"kind": "nsga2", "population": 4}
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    data = {
+        "version": 1,
+        "name": "mine",
+        "pool": {"base": str(MODELS / "base"), "experts": {n: str(MODELS / n) for n in ("rev", "sort")}},
+        "space": "task_arithmetic",
+        "fitness": {
+            "tasks": [str(TASKS)],
+            "objectives": [{"name": name, "task": f"quickstart_{name}"} for name in ("rev", "sort")],
+            "items": {"search": 8, "confirm": 16},
+        },
+        "algorithm": NSGA2,
+        "budget": {"evaluations": 28},
+        "engine": {"device": "cpu"},
+    }
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump(data | changes))
+    return file
+
+
+def stages(**first: Any) -> dict[str, Any]:
+    return {"kind": "refined", "stages": [{"evaluations": 4, "algorithm": NSGA2, **first}, {"algorithm": NSGA2}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": {"kind": "cma", "warm_start": "nowhere"}}, "nowhere: expected a run"),
+        ({"algorithm": stages(knots=9)}, "stages[0]: expected at most as many knots as the space has; got 9"),
+        (
+            {"algorithm": stages(knots=1, algorithm={"kind": "map", "population": 4})},
+            "stages[0]: map takes at most 8 genes",
+        ),
+        ({"algorithm": {"kind": "grid", "population": 4}}, "grid needs"),
+        ({"algorithm": {"kind": "graft"}}, "graft searches spaces of kind routing; got parameter"),
+        ({"algorithm": {"kind": "m2n2"}}, "m2n2 searches spaces that cross genomes"),
+        ({"space": {"kind": "routing", "scales": {"low": 1e-9}}}, "should be greater than or equal to 0.01"),
+        ({"space": {"kind": "soup", "knots": 5}}, "expected at most 4, the models' number of layers; got 5"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_check(
+    evomerge: Run, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    code, _, error = evomerge("check", written(tmp_path, **changes))
+    assert code == 2
+    assert message in " ".join(error.split())
+
+
+def test_long_lists_of_choices_are_cut_short(evomerge: Run, tmp_path: Path) -> None:
+    space = {"kind": "routing", "most": 40, "scales": {}}
+    code, out, _ = evomerge("plan", written(tmp_path, space=space, algorithm={"kind": "graft"}))
+    assert code == 0
+    assert "layer.0, layer.1, ..., layer.39 13 choices: - | base.0 | ... | sort.3" in " ".join(out.split())
+
+
+def test_more_lists_than_a_person_reads_are_named_only(evomerge: Run, tmp_path: Path) -> None:
+    experts = {f"e{number}": str(MODELS / "rev") for number in range(10)}
+    transforms = {name: ["none", f"star:{10 + number}"] for number, name in enumerate(experts)}
+    space = {
+        "kind": "parameter",
+        "operator": {"name": "task_arithmetic"},
+        "genes": {"weight": {}},
+        "transforms": transforms,
+    }
+    pool = {"base": str(MODELS / "base"), "experts": experts}
+    code, out, _ = evomerge("plan", written(tmp_path, pool=pool, space=space))
+    words = " ".join(out.split())
+    assert code == 0
+    assert "transform.e7 none | star:17" in words
+    assert "transform.e8, transform.e9 likewise" in words
