@@ -74,6 +74,16 @@ class Evaluator:
         """How many (candidate, phase) were given up."""
         return len(self._failures)
 
+    @property
+    def scored(self) -> bool:
+        """Whether anybody was ever scored."""
+        return bool(self._rounds)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all jobs that were taken are settled."""
+        return not self._queue and not self._flying
+
     def responses(self, candidate: int, phase: Phase, rounds: range) -> tuple[Responses, ...] | None:
         """What a candidate answered in some rounds, whatever is recorded of others; None if it failed in one."""
         found = self._rounds.get((candidate, phase), {})

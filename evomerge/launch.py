@@ -9,11 +9,12 @@ from pathlib import Path
 
 from evomerge.config import ExecutorConfig, Experiment, PathSpaceConfig, RayConfig, plugin_digests
 from evomerge.engines.calibration import calibrate
+from evomerge.fitting import space_of
 from evomerge.guard import warnings_of
 from evomerge.merging.footprint import Memory, choose, footprints, needs_of
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.variants import prepare
-from evomerge.opening import is_complete, open_run, space_of
+from evomerge.opening import is_complete, open_run
 from evomerge.pools import children_of, lineup_of, open_pool, pinned, placed
 from evomerge.search import Progress, Search
 from evomerge.stopping import Stop

@@ -11,6 +11,7 @@ from evomerge.engines.calibration import calibrate
 from evomerge.errors import ConfigError, Fault, require
 from evomerge.merging.calibrated import Calibration, calibrated
 from evomerge.merging.lora import is_adapter
+from evomerge.merging.moments import require_moments
 from evomerge.merging.pool import BASE, ModelPool
 from evomerge.merging.vocabulary import mergekit_differences
 from evomerge.recipe import Recipe
@@ -56,7 +57,7 @@ def merge(
     Raises:
         ConfigError: the file cannot be read or expressed, a model has no folder, or none of the texts that this merge
             needs, or an adapter cannot hold it.
-        PoolError: the models cannot be merged with each other.
+        PoolError: the models cannot be merged with each other, or lack second moments that a transform needs.
         StoreError: `out` exists.
         DiskError: the disk refused a write; nothing is left behind.
     """
@@ -72,6 +73,8 @@ def merge(
         pool = calibrated(pool, _texts(pool, calibration, file))
     if faults := _text_faults(recipe, pool):
         raise ConfigError(str(file), faults)
+    if "moments" in recipe.needs:
+        require_moments(pool)
     with quiet(None):
         calibrate(pool, recipe.needs, TransformersConfig())
     write_merge(recipe, pool, out, adapter=adapter)

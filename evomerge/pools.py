@@ -19,6 +19,7 @@ from evomerge.merging.checkpoint import Checkpoint, Model
 from evomerge.merging.configured import configured_pool
 from evomerge.merging.layout import layout_of
 from evomerge.merging.lora import adapters_of
+from evomerge.merging.moments import require_moments
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.sizes import sizes_of
 from evomerge.opening import Lineup, contents, refuse_change
@@ -39,12 +40,15 @@ def open_pool(experiment: Experiment) -> ModelPool:
     """The experiment's models, checked for everything that would keep them from being merged.
 
     Raises:
-        PoolError: they cannot be read, do not fit each other, or are no adapters where the operator needs some.
+        PoolError: they cannot be read, do not fit each other, are no adapters where the operator needs some, or lack
+            second moments where a transform does.
         StoreError, DiskError: see `placed`.
     """
     pool = configured_pool(placed(experiment.pool))
     if any(operator.space == "core" for operator in experiment.space.operators):
         adapters_of(pool.models, pool.experts)
+    if "moments" in experiment.space.statistics:
+        require_moments(pool)
     return pool
 
 
@@ -136,6 +140,12 @@ def _chosen(child: ChildConfig, store: RunStore) -> tuple[int, Recipe]:
     Raises:
         StoreError: there is none, or it is not the one that a run recorded.
     """
+    if child.number is None and not child.candidate.isdigit() and store.meta("state") != "finished":
+        raise StoreError(
+            f"{child.run}: expected a finished run, because its confirmation tells which candidate is "
+            f"{child.candidate!r}; got one that is {store.meta('state') or 'not begun'}; finish it (the same "
+            "`evomerge run` goes on), or give a candidate's number"
+        )
     number = summarize(store).pick(child.candidate) if child.number is None else child.number
     recipe = next((c.recipe for c in store.candidates() if c.id == number), None)
     if recipe is None or child.recipe not in (None, recipe.digest):

@@ -58,20 +58,22 @@ def count_questions(file: Path) -> int:
         ConfigError: every line that is no question; too few of them; no such file.
     """
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), [Fault(path="--questions", message=f"cannot be read: {error}")]) from error
     faults = [
         Fault(path="--questions", message=message, line=number)
         for number, line in enumerate(lines, 1)
+        if line.strip()
         for message in _faults(line)
     ]
-    if not faults and len(lines) < FEWEST:
-        message = f"expected at least {FEWEST} questions, to search on some and confirm on others; got {len(lines)}"
+    found = sum(bool(line.strip()) for line in lines)
+    if not faults and found < FEWEST:
+        message = f"expected at least {FEWEST} questions, to search on some and confirm on others; got {found}"
         faults = [Fault(path="--questions", message=message)]
     if faults:
         raise ConfigError(str(file), faults[:_MOST_FAULTS])
-    return len(lines)
+    return found
 
 
 def _faults(line: str) -> Iterator[str]:

@@ -14,9 +14,10 @@ from evomerge.errors import TaskError
 from evomerge.evaluator import Drained, Evaluator, Unsettled
 from evomerge.fitness import ItemSplit, build_assessment, split_items
 from evomerge.fitness.build import bank_digests
+from evomerge.fitting import problem_of, space_of
 from evomerge.generations import Generations
 from evomerge.loop import Loop, Progress
-from evomerge.opening import Lineup, earlier_evaluations, flat, problem_of, refuse_change, space_of
+from evomerge.opening import Lineup, earlier_evaluations, flat, refuse_change
 from evomerge.outcome import Job
 from evomerge.population import PopulationManager, build_algorithm
 from evomerge.register import Register

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import final
 
@@ -28,7 +29,7 @@ _ROUND = range(1)
 @final
 @dataclass(kw_only=True, eq=False)
 class Steady(Loop):
-    """Candidates are told one by one, as they are settled, but never before the anchors beside them are.
+    """Candidates and anchors are told one by one, as they are settled, but never before the anchors to compare with.
 
     Candidates in the order of their numbers make blocks of `population`, each of which shares a draw of items.
 
@@ -43,8 +44,9 @@ class Steady(Loop):
     _open: dict[int, tuple[Candidate, Genome]] = field(default_factory=dict, init=False)  # asked and not told, by id
     _settled: deque[int] = field(default_factory=deque, init=False)  # in the order in which they will be told
     _beside: dict[int, list[Job]] = field(default_factory=lambda: defaultdict(list), init=False)  # by block
-    _begun: set[int] = field(default_factory=set, init=False)  # blocks whose anchors were told
-    _compared: int = field(default=0, init=False)  # block whose anchors the assessment compares with now
+    _unheard: dict[int, Candidate] = field(default_factory=dict, init=False)  # anchors that were not told of yet, by id
+    _begun: set[int] = field(default_factory=set, init=False)  # blocks of which a candidate was told
+    _learned: int = field(default=-1, init=False)  # block whose anchors the assessment compares with now
 
     @property
     def generations(self) -> int:
@@ -61,17 +63,34 @@ class Steady(Loop):
         recorded = self.store.order("search")
         self._settled = deque(recorded)
         self._anchors = {candidate.label: candidate for candidate in self.register.anchors(anchors(self.lineup))}
-        for _ in range(self.in_flight):
-            self._ask()
-        known = set(recorded)
-        while self._open:
-            for candidate in self._tell():
+        self._unheard = {candidate.id: candidate for candidate in self._anchors.values()}
+        with self._together():
+            for _ in range(self.in_flight):
                 self._ask()
-                if candidate.id not in known:
-                    yield self._progress()
-            if self._open:
+        known = set(recorded)
+        while self._waits:
+            self._refuse_lost_anchors()
+            with self._together():
+                steps = [self._answered(candidate) for candidate in self._tell()]
+            yield from (step for candidate, step in steps if candidate not in known)
+            if self._waits:
                 self._take_in(self.evaluator.arrivals(stop))
         self._note_end(self.spent + self._next_items())
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a candidate, or an anchor beside it, is in work."""
+        return bool(self._open or (self._asked and self._unheard))
+
+    def _together(self) -> AbstractContextManager[None]:
+        """One flush to disk for all that is asked at once."""
+        return self.store.together() if self.live else nullcontext()
+
+    def _answered(self, candidate: Candidate) -> tuple[int, Progress]:
+        """Ask for one more after one that was told; its number, and how far the run is."""
+        if candidate.kind == "search":
+            self._ask()
+        return candidate.id, self._progress()
 
     def _ask(self) -> None:
         """One more candidate; none ever again once the budget does not hold it, or there is nothing left to ask."""
@@ -103,64 +122,71 @@ class Steady(Loop):
         ]
 
     def _take_in(self, jobs: Iterable[Job]) -> None:
-        """Candidates that were settled now, in this order."""
-        self._settled.extend(job.candidate for job in jobs if job.candidate in self._open)
+        """Anchors and candidates that were settled now, in this order."""
+        self._settled.extend(job.candidate for job in jobs if job.round == 0)
 
     def _tell(self) -> Iterator[Candidate]:
-        """Tell what is settled, one after another, as far as the anchors beside it are settled too."""
-        while self._settled:
-            if self._settled[0] not in self._open:  # an anchor, or a candidate that a smaller budget no longer holds
+        """Tell what is settled, one after another, as far as the anchors to compare with are settled too."""
+        while self._settled and self.evaluator.scored:
+            number = self._settled[0]
+            if number in self._open:
+                candidate, genome = self._open[number]
+            elif number in self._unheard:
+                candidate, genome = self._unheard[number], None
+            else:  # a candidate that a smaller budget no longer holds
                 self._settled.popleft()
                 continue
-            candidate, genome = self._open[self._settled[0]]
-            blocks = sorted({0, candidate.generation})
-            if not all(self.evaluator.is_settled(job) for block in blocks for job in self._beside[block]):
+            if not all(map(self.evaluator.is_settled, self._compared(max(candidate.generation, 0)))):
                 return
-            for block in blocks:
-                self._begin(block)
             self._tell_one(candidate, genome)
-            del self._open[self._settled.popleft()]
+            self._settled.popleft()
             yield candidate
 
-    def _begin(self, block: int) -> None:
-        """The anchors beside a block are settled."""
-        if block in self._begun:
-            return
-        self._begun.add(block)
-        self._require(self._anchors)
-        self.tokens += sum(self.evaluator.tokens(job.candidate, "search", job.round) for job in self._beside[block])
-        if block == 0:
-            answers = {anchor.id: self._answers(anchor, _ROUND) for anchor in self._anchors.values()}
-            if all(answer is None for answer in answers.values()):
-                self._nothing_works()
-            found = self.assessment.told(list(answers), 0, answers)
-            self.manager.anchors([found[i].scores if i in found else None for i in answers])
-
-    def _nothing_works(self) -> None:
-        """Nobody can be told before an anchor was scored: all that is asked later would rest on nothing."""
-        if not self.live:
-            raise Unsettled
-        self.evaluator.give_up()
-
-    def _tell_one(self, candidate: Candidate, genome: Genome) -> None:
-        block = candidate.generation
+    def _tell_one(self, candidate: Candidate, genome: Genome | None) -> None:
+        """Tell the algorithm of a candidate, or, without a genome, of an anchor."""
+        block = max(candidate.generation, 0)
         answers = {candidate.id: self._answers(candidate, _ROUND)}
-        if block != self._compared:
-            beside = {job.candidate for job in self._beside[block]}
-            anchors = [anchor for anchor in self._anchors.values() if anchor.id in beside]
-            answers |= {anchor.id: self._answers(anchor, range(block, block + 1)) for anchor in anchors}
-            self._compared = block
+        by_id = {anchor.id: anchor for anchor in self._anchors.values()}
+        for job in self._compared(block) if block != self._learned else ():
+            answers[job.candidate] = self._answers(by_id[job.candidate], range(job.round, job.round + 1))
         found = self.assessment.told([candidate.id], block, answers).get(candidate.id)
-        self.manager.tell_one(
-            genome,
-            None if found is None else found.scores,
-            0.0 if found is None else found.violation,
-            self._item_scores(candidate, _ROUND),
-        )
+        scores = None if found is None else found.scores
         taken = self.evaluator.tokens(candidate.id, "search", 0)
-        self.tokens, self.dearest = self.tokens + taken, max(self.dearest, taken)
+        self.tokens += taken
+        if block != self._learned:
+            self._learned = block
+            self.tokens += self._tokens_beside(block)
+        if genome is None:
+            self.manager.anchors([scores])
+            del self._unheard[candidate.id]
+            return
+        self.dearest = max(self.dearest, taken)
+        violation = 0.0 if found is None else found.violation
+        self.manager.tell_one(genome, scores, violation, self._item_scores(candidate, _ROUND))
+        del self._open[candidate.id]
         if self.live and self.manager.generation % self._block == 0:
             self.account()
+
+    def _compared(self, block: int) -> list[Job]:
+        """What the anchors that candidates of a block are compared with answer beside it."""
+        wanted = {constraint.relative_to for constraint in self.experiment.fitness.constraints}
+        numbers = {anchor.id for label, anchor in self._anchors.items() if label in wanted}
+        jobs = self._beside[block] or self._beside[0]
+        return [job for job in jobs if job.candidate in numbers]
+
+    def _tokens_beside(self, block: int) -> int:
+        """Tokens that anchors took beside a block, the first time that it is asked; those of round 0 are told of."""
+        jobs = [] if block in self._begun else [job for job in self._beside[block] if job.round]
+        self._begun.add(block)
+        return sum(self.evaluator.tokens(job.candidate, "search", job.round) for job in jobs)
+
+    def _refuse_lost_anchors(self) -> None:
+        """End a run without an anchor that is compared with, or without anything scored: no tell could be trusted."""
+        self._require(self._anchors)
+        if not self.evaluator.scored and self.evaluator.idle:
+            if not self.live:
+                raise Unsettled
+            self.evaluator.give_up()
 
     def _affordable(self) -> bool:
         """Whether the budget holds one more candidate, and those in work at their most costly."""
@@ -182,8 +208,8 @@ class Steady(Loop):
         told = self.manager.generation
         return Progress(
             phase="search",
-            generation=(told - 1) // self._block,
-            done=self.experiment.anchors + told,
+            generation=max(told - 1, 0) // self._block,
+            done=len(self._anchors) - len(self._unheard) + told,
             planned=self.experiment.budget.evaluations,
             failures=self.evaluator.failures,
             in_flight=len(self._open),

@@ -127,6 +127,12 @@ def test_another_text_is_refused_by_its_name(folder: Path) -> None:
             ask()
 
 
+def test_a_changed_number_of_tokens_is_told_once(folder: Path) -> None:
+    with pytest.raises(StoreError, match=r"calibration\.tokens: the run has 256, now it is 128") as refused:
+        run(experiment_file(folder, calibration={**TEXT, "tokens": 128}), folder)
+    assert str(refused.value).count("the run has") == 1
+
+
 @pytest.mark.parametrize("text", ["text.txt", {"rev": "text.txt"}])
 def test_omega_without_a_text_for_the_base_is_refused(folder: Path, text: object) -> None:
     pool = {} if text == "text.txt" else {"calibration": {"text": text}}

@@ -38,6 +38,7 @@ LAYER = {
     "evaluator": 8.1,
     "guard": 8.1,
     "artefact": 8.15,
+    "fitting": 8.15,
     "pools": 8.2,
     "register": 8.15,
     "loop": 8.16,

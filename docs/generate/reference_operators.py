@@ -16,8 +16,8 @@ def operators() -> Iterator[str]:
     """Lines of the page about operators."""
     yield "# Merge operators\n"
     yield "`operator: {name: ...}` of a [parameter space](yaml.md#parameter-space-kind-parameter). Each number may be"
-    yield "searched (`genes`) or fixed; in brackets the range that a search uses unless told otherwise; `*`: one value for"
-    yield "each expert. Every operator that needs the base also takes `omega`.\n"
+    yield "searched (`genes`) or fixed; in brackets the range that a search uses unless told otherwise; `*`: one value"
+    yield "for each expert. Every operator that needs the base also takes `omega`.\n"
     rows = [
         (f"`{name}`", _numbers(operator), _options(operator), "yes" if operator.needs_base else "", _most(operator))
         for name, operator in sorted(OPERATORS.items())

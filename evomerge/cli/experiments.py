@@ -43,8 +43,9 @@ def init(
 
 def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     """Check an experiment, its models, its search space and the names of its tasks, without running anything."""
+    from evomerge.fitting import space_of
     from evomerge.guard import warnings_of
-    from evomerge.opening import found_by, space_of
+    from evomerge.opening import found_by
     from evomerge.pools import lineup_of, open_pool
     from evomerge.starter import unknown_tasks
 
@@ -75,8 +76,8 @@ def plan(
     """Show what a run will take: candidates, items, memory; and how long, from --probe or --seconds."""
     from rich.table import Table
 
+    from evomerge.fitting import space_of
     from evomerge.guard import warnings_of
-    from evomerge.opening import space_of
     from evomerge.plan import Pace, estimate_plan
     from evomerge.pools import lineup_of, open_pool
 

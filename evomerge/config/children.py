@@ -18,7 +18,7 @@ class ChildConfig(Strict):
     run: Path
     """Folder of that run."""
     candidate: str = "knee"
-    """`knee`, `best:OBJECTIVE` or a candidate's number; what a name means is settled when a run begins."""
+    """`knee` or `best:OBJECTIVE` of a finished run, or a candidate's number; a name is settled when a run begins."""
     number: Annotated[int, Field(ge=0)] | None = None
     """Which candidate that was; a run records it."""
     recipe: str | None = None

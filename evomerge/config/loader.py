@@ -145,6 +145,8 @@ def _resolve_start(data: Any, folder: Path) -> None:
     for key in ("start_from", "warm_start"):
         if isinstance(data, dict) and isinstance(data.get(key), str):
             data[key] = _absolute(folder, data[key])
+    if isinstance(data, dict):
+        _resolve_start(data.get("merge"), folder)
 
 
 def _resolve_pool(data: Any, folder: Path) -> None:
@@ -227,7 +229,7 @@ def _graft_start(document: Document, space: KeyPath) -> list[Fault]:
     """Replace the path under a space's `start_from` by the coefficients in that file."""
     data = document.data
     for key in space:
-        data = data.get(key)
+        data = data.get(key) if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(data.get("start_from"), str):
         return []
     path = (*space, "start_from")
@@ -277,7 +279,7 @@ def _experiment(document: Document, folder: Path, assignments: Sequence[str]) ->
     _resolve_fitness(document.data.get("fitness"), folder)
     _resolve_start(document.data.get("space"), folder)
     _resolve_start(document.data.get("algorithm"), folder)
-    faults += _graft_start(document, ("space",))
+    faults += [*_graft_start(document, ("space",)), *_graft_start(document, ("space", "merge"))]
     faults += _load_plugins(document, folder)
     try:
         experiment = _validate(Experiment, document)
@@ -313,7 +315,7 @@ def load_space(name: str) -> SpaceConfig:
     path = find(name, "search_spaces")
     document = _read(path)
     _resolve_start(document.data, path.parent)
-    if faults := _graft_start(document, ()):
+    if faults := [*_graft_start(document, ()), *_graft_start(document, ("merge",))]:
         raise ConfigError(document.source, faults)
     return _validate(SpaceConfig, document)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from evomerge.config.algorithms import AlgorithmConfig, IslandsConfig
 from evomerge.config.base import Strict
@@ -14,10 +14,14 @@ __all__ = ["RefinedConfig", "StageConfig"]
 Count = Annotated[int, Field(ge=1)]
 
 
+_ANY = WithJsonSchema({"type": "object", "required": ["kind"]})
+"""A family that holds this very class: spelled out, its schema would have no end."""
+
+
 class StageConfig(Strict):
     """One stage of a search from coarse to fine."""
 
-    algorithm: AlgorithmConfig
+    algorithm: Annotated[AlgorithmConfig, _ANY]
     knots: Count | None = None
     """At most so many over depth, for each parameter; left out in the last stage, which has the space's own."""
     evaluations: Count | None = None
@@ -38,7 +42,7 @@ class RefinedConfig(AlgorithmConfig):
     spaces = ("parameter",)
     kind: Literal["refined"]
     stages: tuple[StageConfig, ...] = _STAGES
-    """Left out: islands on 2, on 4 and on the space's own knots, for several objectives."""
+    """Left out: islands on 2, on 4 and on the space's own knots, 4 or more, for several objectives."""
 
     @model_validator(mode="after")
     def _from_coarse_to_fine(self) -> Self:

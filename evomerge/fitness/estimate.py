@@ -260,7 +260,7 @@ def _bounds(table: Table, w: Floats) -> tuple[float, float]:
 
 def is_binary(values: Floats) -> NDArray[np.bool_]:
     """Whether each column holds nothing but 0 and 1, signs aside."""
-    return np.asarray(np.isin(np.abs(values), (0.0, 1.0)).all(axis=0))
+    return np.asarray(((values == 0.0) | (np.abs(values) == 1.0)).all(axis=0))
 
 
 def raise_diagonal(matrix: Floats, floor: Floats) -> Floats:

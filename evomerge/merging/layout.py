@@ -10,8 +10,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evomerge.recipe import Role
+
+if TYPE_CHECKING:
+    from evomerge.merging.pool import TensorSpec
 
 __all__ = [
     "TensorKey",
@@ -20,6 +24,7 @@ __all__ = [
     "classify",
     "has_vocabulary_rows",
     "is_buffer",
+    "is_matrix",
     "is_output_projection",
     "is_token_embedding",
     "is_tower",
@@ -209,6 +214,14 @@ def writes_to_residual(name: str) -> bool:
     key, (*_, parent, _) = classify(name), ("", "", *name.split("."))
     named = parent in _RESIDUAL or (key.role == "attention" and parent in _RESIDUAL_IN_ATTENTION)
     return key.layer is not None and named
+
+
+def is_matrix(spec: TensorSpec) -> bool:
+    """Whether a tensor is a linear map inside a layer, or a stack of those of MoE experts."""
+    if spec.layer is None:
+        return False
+    parts = spec.name.split(".")
+    return (len(spec.shape) == 2 and parts[-1] == "weight") or (len(spec.shape) == 3 and "experts" in parts)
 
 
 def stores_inputs_first(name: str, axes: int, model_type: str) -> bool:

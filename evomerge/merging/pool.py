@@ -6,7 +6,6 @@ one shape. Knows nothing of recipes. A pool pickles as its headers and reopens i
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, final
 
 from evomerge.errors import PoolError
-from evomerge.merging.calibrated import MOMENTS_FILE, Calibration
+from evomerge.merging.calibrated import Calibration
 from evomerge.merging.checkpoint import Checkpoint, Model, TensorInfo
 from evomerge.merging.content import Content, scan
+from evomerge.merging.digests import content_of, digest_of, parts_of
 from evomerge.merging.homology import (
     Terms,
     carried_by,
@@ -27,9 +27,7 @@ from evomerge.merging.homology import (
     weights_of,
 )
 from evomerge.merging.layout import TensorKey, aligned, is_buffer, layout_of
-from evomerge.merging.lora import ADAPTER_CONFIG, Adapter, is_adapter
-from evomerge.merging.small_files import read_bytes
-from evomerge.merging.tokenizer import TOKENIZER_FILES
+from evomerge.merging.lora import Adapter, is_adapter
 from evomerge.merging.variants import variant_tensor
 from evomerge.merging.vocabulary import Translated, config_in, translated
 from evomerge.recipe import OutputDtype, Role
@@ -127,7 +125,7 @@ class ModelPool:
     @classmethod
     def _of(cls, models: Mapping[str, Model], contents: Mapping[Path, Content], tokenizer: str | None) -> ModelPool:
         terms = Terms.of(models, tokenizer)
-        parts = {name: _parts(model, contents) for name, model in models.items()}
+        parts = {name: parts_of(model, contents) for name, model in models.items()}
         dtype = _majority(weights_of(models[BASE], terms).values())
         chosen = tokenizer or BASE
         config = config_in(models[BASE], models[chosen]) if chosen != BASE else models[BASE].config
@@ -148,8 +146,8 @@ class ModelPool:
             carried=_specs(carried_by(base, terms), keys),
             layers=1 + max(layers),
             dtype=dtype,
-            digest=_digest(parts, tokenizer),
-            contents={name: _content(name, parts, tokenizer) for name in parts},
+            digest=digest_of(parts, tokenizer),
+            contents={name: content_of(name, parts, tokenizer, base=BASE) for name in parts},
             config=config,
             tokenizer=chosen,
         )
@@ -279,26 +277,3 @@ def _majority(tensors: Iterable[TensorInfo]) -> OutputDtype:
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.stop - tensor.start
     return cast("OutputDtype", sizes.most_common(1)[0][0])
-
-
-def _parts(model: Model, contents: Mapping[Path, Content]) -> list[str]:
-    """Digests of the files that make a model."""
-    small = [model.folder / file for file in ("config.json", ADAPTER_CONFIG, *TOKENIZER_FILES)]
-    texts = [read_bytes(file) for file in small if file.is_file()]
-    moments = [scan(file).digest for file in [model.folder / MOMENTS_FILE] if file.is_file()]
-    return [*(contents[file].digest for file in model.files), *map(_hash, texts), *moments]
-
-
-def _digest(parts: Mapping[str, list[str]], tokenizer: str | None) -> str:
-    entries = ("\x1f".join([name, *own]) + "\x1e" for name, own in parts.items())
-    return _hash(("".join(entries) + (tokenizer or "")).encode())
-
-
-def _content(model: str, parts: Mapping[str, list[str]], tokenizer: str | None) -> str:
-    """A model's names, and the weights that an adapter or another vocabulary adds to, may come from two others."""
-    involved = (parts[model], parts[BASE], [] if tokenizer is None else parts[tokenizer])
-    return _hash("\x1e".join("\x1f".join(part) for part in involved).encode())
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

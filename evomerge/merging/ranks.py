@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.merging import prepared, statistics
+from evomerge.merging import prepared, rank_tables
 from evomerge.merging.keep_rules import RankScope
 from evomerge.merging.statistics import CHUNK, Difference
 
@@ -51,7 +51,7 @@ def levels(table: torch.Tensor, scope: RankScope, start: int, magnitudes: torch.
     """
     if scope == "row":
         return table[start : start + len(magnitudes)].int()
-    return table.index_select(0, statistics.bin_of(magnitudes)).int()
+    return table.index_select(0, rank_tables.bin_of(magnitudes)).int()
 
 
 def _by_row(pool: ModelPool, difference: Difference) -> torch.Tensor:
@@ -64,12 +64,12 @@ def _by_row(pool: ModelPool, difference: Difference) -> torch.Tensor:
     for top in range(0, len(found), rows):
         part = slice(top, top + rows)
         x = source.reshape(-1, columns)[part].float() - base.reshape(-1, columns)[part].float()
-        order = statistics.descending(x.abs_())
+        order = rank_tables.descending(x.abs_())
         found[part].scatter_(1, order, falling.to(torch.uint8).expand_as(order))
     return found.view(-1)
 
 
 def _by_bin(pool: ModelPool, difference: Difference) -> torch.Tensor:
-    held = statistics.histogram(pool, difference)
+    held = rank_tables.histogram(pool, difference)
     upto = held.cumsum(0)
     return ((2 * upto - held) * 128 // upto[-1]).to(torch.uint8)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging import masks, prepared, statistics
+from evomerge.merging import masks, prepared, rank_tables, statistics
 from evomerge.merging.keep_rules import Band, Drop, Keep, Prune, RankScope, Trim
 from evomerge.merging.kept import TABLED, kept_l1, kept_l1_from_table
 from evomerge.merging.plan import Term
@@ -138,7 +138,7 @@ def _model_trims(recipe: Recipe, pool: ModelPool) -> Mapping[tuple[str, float], 
         rows = recipe.parameter("density").by_role()
         ranks = {row[k]: max(1, int(row[k] * size)) for _, role in rows for row in role if row[k] < 1}
         difference = _difference(recipe, source, *names)
-        found = statistics.ranked(pool, difference, ranks.values()) if ranks else {}
+        found = rank_tables.ranked(pool, difference, ranks.values()) if ranks else {}
         trims[source, 1.0] = None
         for density, rank in ranks.items():
             trims[source, density] = Trim(threshold=found[rank].magnitude, last_tie=size)
@@ -147,7 +147,7 @@ def _model_trims(recipe: Recipe, pool: ModelPool) -> Mapping[tuple[str, float], 
 
 def _trim(pool: ModelPool, difference: statistics.Difference, rank: int) -> Trim:
     """Keep the elements up to some rank."""
-    cut = statistics.ranked(pool, difference, [rank])[rank]
+    cut = rank_tables.ranked(pool, difference, [rank])[rank]
     return Trim(threshold=cut.magnitude, last_tie=cut.index)
 
 
@@ -155,7 +155,7 @@ def _band(pool: ModelPool, difference: statistics.Difference, outliers: int, kep
     """Keep the elements of the ranks from `outliers + 1` to `outliers + kept`."""
     if not outliers:
         return _trim(pool, difference, kept)
-    found = statistics.ranked(pool, difference, [outliers, outliers + kept])
+    found = rank_tables.ranked(pool, difference, [outliers, outliers + kept])
     outer, inner = (Trim(threshold=cut.magnitude, last_tie=cut.index) for _, cut in sorted(found.items()))
     return Band(inner=inner, outer=outer)
 

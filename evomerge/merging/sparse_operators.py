@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evomerge.merging import selection, statistics
+from evomerge.merging import rank_tables, selection
 from evomerge.merging.keep_rules import Clip, Fence, Trim
 from evomerge.merging.lowering import Lowering, base_of, delta, divisor_of, per_source, scale_of, shared, single, vote
 from evomerge.merging.plan import Consensus, Copy, Kernel, Overlap, Score, Term, Vote, Winner
@@ -213,7 +213,7 @@ def _fusion(recipe: Recipe, pool: ModelPool) -> Lowering:
         measure = Importance(base=base_of(recipe), source=source, name=spec.name)
         size = math.prod(spec.shape)
         ranks = [size - int(q * (size - 1)) for q in (0.25, 0.5, 0.75)]
-        found = statistics.ranked(pool, measure, ranks)
+        found = rank_tables.ranked(pool, measure, ranks)
         low, median, high = (found[rank].magnitude for rank in ranks)
         least = single(median + shared(recipe, "fence", spec) * (high - low))
         fence = Fence(least=least, columns=spec.shape[-1] if spec.shape else 1)
@@ -227,7 +227,7 @@ def _changes(recipe: Recipe, spec: TensorSpec) -> Changes:
 
 
 def _cut(pool: ModelPool, measure: Variance, rank: int) -> Trim:
-    found = statistics.ranked(pool, measure, [rank])[rank]
+    found = rank_tables.ranked(pool, measure, [rank])[rank]
     return Trim(threshold=found.magnitude, last_tie=found.index)
 
 

@@ -37,7 +37,7 @@ __all__ = ["VARIANTS", "Built", "content_of", "disk_bytes", "facts_of", "prepare
 VARIANTS = "variants"
 """The folder of the cache."""
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever a transform would come out differently, or is laid out differently."""
 
 _ITEM_BYTES = 4

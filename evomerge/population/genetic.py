@@ -39,8 +39,7 @@ _NEAR = 0.1
 class Genetic(Algorithm):
     """Simulated binary crossover and polynomial mutation; who is selected and who survives is left open.
 
-    The first generation holds the start and genomes that the space knows, others near the start until a quarter is
-    full, and uniform genomes for the rest. Answers with the
+    The first generation holds the start, a quarter near it and uniform genomes for the rest. Answers with the
     non-dominated members of the present population: the knee first, then the loneliest.
 
     Args:
@@ -195,7 +194,10 @@ def build(config: Nsga2Config | Nsga3Config | SmsEmoaConfig, problem: Problem) -
 
 
 def _first(population: int, problem: Problem) -> Sequence[Genome]:
-    """What the stage before left; else the start and what the space knows, on half of the places at most."""
+    """What the stage before left; else known paths, of which the start is one, on half of the places at most.
+
+    Other spaces know each expert alone. Those are anchors already, and as first parents they cost hypervolume.
+    """
     if problem.handover:
         return problem.handover.genomes
-    return list(dict.fromkeys((problem.space.start, *problem.known)))[: population // 2]
+    return problem.known[: population // 2] if problem.space.start in problem.known else ()

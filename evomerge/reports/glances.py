@@ -1,7 +1,7 @@
 """Looks at a run while it goes on, for whoever wants to show it.
 
-They may neither hold the run up nor end it: they take one percent of the time at most, whatever they cost, and one
-that fails is skipped.
+They may neither hold the run up nor end it: they take about one percent of the time, whatever they cost, and one that
+fails is skipped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ __all__ = ["Glances"]
 
 _SHARE = 0.01
 """Of the time, for looks at the run folder."""
+
+_LONGEST = 60.0
+"""Seconds between two looks at most: the first one, which reads everything, is no measure of the others."""
 
 
 class Glances:
@@ -48,5 +51,5 @@ class Glances:
         except Exception as error:  # a picture of a run is not worth the run
             logging.getLogger("evomerge.workers").info("the run could not be looked at: %s", error)
         took = time.monotonic() - began
-        self._next = began + max(self._seconds, took / _SHARE)
+        self._next = began + max(self._seconds, min(took / _SHARE, _LONGEST))
         return standing

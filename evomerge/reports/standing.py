@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MANY", "Labour", "Standing", "Tally"]
 
-MANY = 20_000
+MANY = 8_000
 """New results from which on a look counts them, and leaves their scores to the report."""
 
 _RECENT = 256

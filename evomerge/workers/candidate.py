@@ -52,6 +52,8 @@ class MergeWorker:
         ):
             require_installed(package, extra)
         with quiet(self._log):
+            import torch
+
             from evomerge.engines.build import build_engine
             from evomerge.engines.calibration import calibrate
             from evomerge.engines.runner import EvalRunner
@@ -61,6 +63,7 @@ class MergeWorker:
             from evomerge.merging.staging import check_staged
             from evomerge.merging.variants import prepare
 
+            torch.set_num_threads(spec.engine.threads)
             load_plugins(spec.plugins, spec.plugin_digests)
             source = _staged(spec)
             self._pool = configured_pool(source)

@@ -22,10 +22,12 @@ from synthetic_workers import LINEUP, TASKS, SyntheticWorkers, experiment
 from table import QUICK, Row
 
 from evomerge.evaluator import Evaluator
-from evomerge.opening import open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import open_run
 from evomerge.outcome import ItemSet, Job, Outcome
 from evomerge.rng import stream
 from evomerge.runs import Candidate, RunStore
+from evomerge.search import Search
 from evomerge.spaces import Genome
 from evomerge.stopping import Stop
 from evomerge.workers import WorkerInfo
@@ -53,7 +55,7 @@ class Scripted:
 
     Attributes:
         now: virtual seconds.
-        spans: begin and end of every job.
+        spans: begin and end of every job of the search.
         own_cpu: CPU seconds that this script took itself, which are no driver's.
     """
 
@@ -82,7 +84,8 @@ class Scripted:
         began = time.process_time()
         begin = max(self._virtual(), heapq.heappop(self._free))
         end = begin + seconds_of(job)
-        self.spans.append((begin, end))
+        if job.phase == "search":
+            self.spans.append((begin, end))
         heapq.heappush(self._running, (end, job.candidate, job))
         self.own_cpu += time.process_time() - began
 
@@ -129,6 +132,21 @@ def _utilisation(spans: list[tuple[float, float]], workers: int, *, steady: bool
     return busy / (workers * (high - low))
 
 
+def _searched(workers: int, jobs: int) -> tuple[Scripted, float]:
+    """A whole search without generations, as many candidates in work as workers; as `_settled`."""
+    config = experiment(jobs + 4, 20, in_flight=workers)
+    executor = Scripted(workers)
+    with (
+        tempfile.TemporaryDirectory(prefix="evomerge-") as folder,
+        open_run(Path(folder) / "run", config, LINEUP, space_of(config, LINEUP)) as store,
+    ):
+        search = Search(config, LINEUP, store=store, executor=executor, info=executor.start())
+        began = time.process_time()
+        for _ in search.run(Stop()):
+            pass
+        return executor, (time.process_time() - began - executor.own_cpu) / jobs
+
+
 def _settled(workers: int, jobs: int, batch: int) -> tuple[Scripted, float]:
     """Jobs through the real driver, so many at a time; the executor, and the driver's CPU seconds for each."""
     candidates = _candidates(jobs)
@@ -153,7 +171,8 @@ def scale_rows() -> Iterator[Row]:
     """Utilisation and the driver's cost, by number of workers."""
     for workers in WORKERS:
         jobs = max(FEWEST_JOBS, (4 if workers > UP_TO else JOBS_EACH) * workers)
-        steady, cpu = _settled(workers, jobs, jobs)
+        steady, search_cpu = _searched(workers, jobs)
+        _, cpu = _settled(workers, jobs, jobs)
         waves, _ = _settled(workers, max(FEWEST_JOBS, 3 * workers), max(20, workers))
         share = _utilisation(steady.spans, workers, steady=True)
         barred = _utilisation(waves.spans, workers, steady=False)
@@ -167,7 +186,7 @@ def scale_rows() -> Iterator[Row]:
         yield Row(
             name=f"scale: {workers:,} workers, driver CPU per result",
             target=f"<= {1000 * CPU_SECONDS:g} ms",
-            measured=f"{1000 * cpu:.2f} ms",
+            measured=f"{1000 * cpu:.2f} ms ({1000 * search_cpu:.2f} ms with algorithm, decoding and estimates)",
             met=cpu <= CPU_SECONDS,
         )
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.config import Experiment, RayConfig
-from evomerge.opening import Lineup, open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import Lineup, open_run
 from evomerge.outcome import Job, Outcome, Responses, Scored
 from evomerge.recipe import Recipe
 from evomerge.rng import stream
@@ -30,8 +31,9 @@ LINEUP = Lineup(base="base", experts=("a", "b"), layers=4, dtype="float32", dige
 ORDERS = ("hang", "lose", "oom", "no start")
 
 
-def experiment(evaluations: int, population: int) -> Experiment:
-    """Two objectives, four anchors, and generations of some size."""
+def experiment(evaluations: int, population: int, in_flight: int | None = None) -> Experiment:
+    """Two objectives, four anchors, and generations of some size; or a random search without any."""
+    kind = "nsga2" if in_flight is None else "random"
     return Experiment.model_validate(
         {
             "version": 1,
@@ -49,7 +51,7 @@ def experiment(evaluations: int, population: int) -> Experiment:
                 "items": {"search": 12, "confirm": 20},
                 "confirm": {"shortlist": 3},
             },
-            "algorithm": {"kind": "nsga2", "population": population},
+            "algorithm": {"kind": kind, "population": population, "in_flight": in_flight},
             "budget": {"evaluations": evaluations},
         }
     )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.config import Experiment, load_experiment
-from evomerge.opening import space_of
+from evomerge.fitting import space_of
 from evomerge.outcome import ItemSet, Job, Scored
 from evomerge.pools import lineup_of, open_pool
 from evomerge.recipe import Hop

@@ -47,7 +47,7 @@ def stages(**first: Any) -> dict[str, Any]:
         ({"algorithm": {"kind": "cma", "warm_start": "nowhere"}}, "nowhere: expected a run"),
         ({"algorithm": stages(knots=9)}, "stages[0]: expected at most as many knots as the space has; got 9"),
         (
-            {"algorithm": stages(knots=1, algorithm={"kind": "map", "population": 4})},
+            {"algorithm": stages(knots=4, algorithm={"kind": "map", "population": 4})},
             "stages[0]: map takes at most 8 genes",
         ),
         ({"algorithm": {"kind": "grid", "population": 4}}, "grid needs"),

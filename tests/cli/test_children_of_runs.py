@@ -139,6 +139,15 @@ class TestRefused:
             with pytest.raises(StoreError, match=f"expected a candidate, one of knee, .*got '{candidate}'"):
                 open_pool(load_experiment(str(second(tmp_path, first, candidate))))
 
+    def test_a_run_that_is_not_finished(self, first: Path, tmp_path: Path) -> None:
+        with RunStore.open(first) as store:
+            store.set_meta("state", "stopped")
+        for candidate in ("knee", "best:rev"):
+            with pytest.raises(StoreError, match="expected a finished run, .*got one that is stopped; finish it"):
+                open_pool(load_experiment(str(second(tmp_path, first, candidate))))
+        base = number_of(first, label="base")
+        assert "child" in open_pool(load_experiment(str(second(tmp_path, first, base)))).names
+
     def test_keys_that_are_unknown(self, first: Path, tmp_path: Path) -> None:
         file = second(tmp_path, first)
         data = yaml.safe_load(file.read_text())

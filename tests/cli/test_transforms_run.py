@@ -74,6 +74,7 @@ def test_a_plan_names_choices_and_disk(evomerge: Run, tmp_path: Path) -> None:
         ("space.transforms={srot: [star]}", "$.space.transforms.srot: expected an expert of the pool (rev, "),
         ("space.transforms=[regmean]", "needs a text"),
         ("space.transforms=[fisher]", "needs a text"),
+        ("space.transforms=[ota]", "rev: expected them as "),
     ],
 )  # fmt: skip
 def test_transforms_that_cannot_be_are_refused_before_anything_runs(evomerge: Run, change: str, fault: str) -> None:

@@ -12,6 +12,7 @@ from evomerge.config import (
     Coefficient,
     Experiment,
     ParameterSpaceConfig,
+    RoutingSpaceConfig,
     load_experiment,
     load_space,
     recorded_experiment,
@@ -66,6 +67,17 @@ def test_a_path_counts_from_the_file_it_stands_in(experiment: Path, tmp_path: Pa
 def test_every_kind_of_file_says_the_same(experiment: Path, tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert start_of(load_experiment(str(experiment), [f"space.start_from={name}"])) == READ
+
+
+def test_the_merge_of_a_routing_space_takes_a_file_too(experiment: Path, tmp_path: Path) -> None:
+    merge = load_space(str(tmp_path / "spaces" / "mine.yaml")).model_dump(mode="json") | {"start_from": "found.csv"}
+    (tmp_path / "spaces" / "routing.yaml").write_text(yaml.safe_dump({"kind": "routing", "merge": merge}))
+    space = load_space(str(tmp_path / "spaces" / "routing.yaml"))
+    assert isinstance(space, RoutingSpaceConfig)
+    assert space.merge is not None
+    assert space.merge.start_from == READ
+    assignments = ["space=spaces/routing.yaml", "algorithm={kind: graft}"]
+    assert load_experiment(str(experiment), assignments).space == space
 
 
 def test_a_run_remembers_the_numbers_and_not_the_file(experiment: Path, tmp_path: Path) -> None:

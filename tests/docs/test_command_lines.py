@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,13 @@ def yaml_files(page: Path) -> list[tuple[str, str]]:
     """Files that a page shows whole: their first line is their name."""
     shown = [(text.partition("\n")[0], text) for language, text in blocks(page) if language == "yaml"]
     return [(first.removeprefix("# "), text) for first, text in shown if re.fullmatch(r"# [\w-]+\.yaml", first)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_exist(page: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"(?:evomerge|'\.)\[([\w,]+)\]", page.read_text())
+    assert {extra for names in named for extra in names.split(",")} <= extras.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

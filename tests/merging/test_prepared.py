@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.merging import cache, prepared, statistics
+from evomerge.merging import cache, prepared, rank_tables, statistics
 from evomerge.merging.pool import ModelPool
 
 NAME = "layers.0.mlp.w"
@@ -149,9 +149,9 @@ def test_statistics_survive_the_process(memory_pool: Callable[[Any], Any], monke
     x = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
     pool = memory_pool({"base": {NAME: torch.zeros_like(x)}, "expert": {NAME: x}})
     difference = statistics.Difference(base="base", source="expert", names=(NAME,))
-    found = statistics.ranked(pool, difference, [1, 1000]), statistics.l1(pool, difference)
-    monkeypatch.setattr(statistics, "histogram", lambda *_: pytest.fail("computed again"))
-    again = statistics.ranked(elsewhere(pool), difference, [1, 1000]), statistics.l1(elsewhere(pool), difference)
+    found = rank_tables.ranked(pool, difference, [1, 1000]), statistics.l1(pool, difference)
+    monkeypatch.setattr(rank_tables, "histogram", lambda *_: pytest.fail("computed again"))
+    again = rank_tables.ranked(elsewhere(pool), difference, [1, 1000]), statistics.l1(elsewhere(pool), difference)
     assert again == found
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.merging import selection, statistics
+from evomerge.merging import rank_tables, selection, statistics
 from evomerge.merging.keep_rules import Trim
 from evomerge.merging.selection import Changes, Importance, Variance
 
@@ -61,7 +61,7 @@ def test_energies_are_sums_of_squares(pool: Any, x: torch.Tensor) -> None:
     whole = x.double().square().sum(1).tolist()
     assert selection.energies(pool, CHANGES, None) == pytest.approx(whole, rel=1e-12)
     rank = 100_000
-    cut = statistics.ranked(pool, Variance(CHANGES), [rank])[rank]
+    cut = rank_tables.ranked(pool, Variance(CHANGES), [rank])[rank]
     order = values_of(Variance(CHANGES), pool).sort(descending=True, stable=True).indices
     some = x[:, order[:rank]].double().square().sum(1).tolist()
     select = Trim(threshold=cut.magnitude, last_tie=cut.index)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from evomerge.merging import statistics
+from evomerge.merging import rank_tables, statistics
 
 MakePool = Callable[[dict[str, dict[str, torch.Tensor]]], Any]
 
@@ -32,7 +32,7 @@ def test_ranks_equal_a_stable_sort(memory_pool: MakePool, sizes: list[int], dtyp
     size = sum(sizes)
     ranks = sorted({1, size, *(max(1, int(share * size)) for share in (0.01, 0.3, 0.31, 0.9999))})
     difference = statistics.Difference(base="base", source="expert", names=names)
-    found = statistics.ranked(memory_pool(tensors), difference, ranks)
+    found = rank_tables.ranked(memory_pool(tensors), difference, ranks)
     assert {rank: (at.magnitude, at.index) for rank, at in found.items()} == {
         rank: (float(order.values[rank - 1]), int(order.indices[rank - 1])) for rank in ranks
     }
@@ -48,7 +48,7 @@ def test_ranks_among_many_zeros_cost_little_memory(memory_pool: MakePool) -> Non
     changed = int(x.count_nonzero())
     ranks = [1, changed - 1, changed, changed + 1, changed + 2, len(x) // 2, len(x)]
     difference = statistics.Difference(base="base", source="expert", names=(name,))
-    found = statistics.ranked(pool, difference, ranks)
+    found = rank_tables.ranked(pool, difference, ranks)
     assert {rank: (at.magnitude, at.index) for rank, at in found.items()} == {
         rank: (float(order.values[rank - 1]), int(order.indices[rank - 1])) for rank in ranks
     }

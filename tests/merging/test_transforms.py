@@ -109,6 +109,31 @@ def test_equal_inputs_give_equal_bits(memory_pool: Callable[..., Any], name: str
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
+def test_bits_do_not_depend_on_the_number_of_threads(memory_pool: Callable[..., Any], name: str) -> None:
+    shapes = SHAPES | {MATRIX: (300, 400), EMBED: (3000, 40)}
+    pool, facts, made = pool_of(memory_pool, shapes), everything(shapes), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made.append(dict(transformed(name, pool, facts)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    one, three = made
+    assert [*one] == [*three]
+    for tensor, changes in one.items():
+        assert all(torch.equal(change, three[tensor][expert]) for expert, change in changes.items())
+
+
+def test_a_fault_in_a_tensor_leaves_the_number_of_threads_alone(memory_pool: Callable[..., Any]) -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(MergeError, match="second moments"):
+        dict(transformed("ota", pool_of(memory_pool, SHAPES), Known()))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_experts_equal_to_the_base_stay_so(memory_pool: Callable[..., Any], name: str) -> None:
     base = {tensor: random(*shape) for tensor, shape in SHAPES.items()}
     pool = memory_pool({"base": base, "e0": base, "e1": base})

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evomerge.merging.transforms import spectral
 from evomerge.merging.transforms.spectral import lore, star, tsv_m
 
 Array = npt.NDArray[np.float64]
@@ -137,6 +138,46 @@ def test_an_unchanged_expert_leaves_the_directions_of_others_alone() -> None:
 def test_lore_ends_where_thousands_of_turns_do(shape: tuple[int, int], share: float) -> None:
     deltas = taus(*shape)
     assert_close(lore(deltas, share), plain_lore(arrays(deltas), share), tolerance=0.01)
+
+
+def low_rank(rows: int, columns: int, experts: int) -> dict[str, torch.Tensor]:
+    """Few directions that matter, and many that hardly do: what fine-tuning leaves."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = 1e-3 * 0.8 ** torch.arange(min(rows, columns))
+    made = {}
+    for k in range(experts):
+        left, right = (torch.linalg.qr(torch.randn(n, len(sizes), generator=generator))[0] for n in (rows, columns))
+        made[f"e{k}"] = left * sizes @ right.T
+    return made
+
+
+@pytest.mark.parametrize("share", [1e-20, 1e-4, 0.02, 0.1, 0.5])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_lore_by_leading_directions_is_lore(share: float, scale: float) -> None:
+    """Where it ends is a fixed point of whole turns in fp64, whatever the way there."""
+    deltas = {name: scale * delta for name, delta in low_rank(40, 60, experts=4).items()}
+    made = arrays(lore(deltas, share))
+    taus = arrays(deltas)
+    common, own = plain_parts(dict(zip(deltas, map(torch.from_numpy, made), strict=True)), deltas)
+    mu = share * max(float(np.linalg.norm(tau - np.mean(taus, axis=0), 2)) for tau in taus)
+    turned = np.mean([tau - plain_lowered(tau - common, mu) for tau in taus], axis=0)
+    assert np.linalg.norm(turned - common) <= 2e-3 * np.linalg.norm(common)
+    for one, tau in zip(own, taus, strict=True):
+        wanted = plain_lowered(tau - common, mu)
+        assert np.linalg.norm(one - wanted) <= 5e-3 * np.linalg.norm(tau)
+
+
+def test_leading_directions_save_nearly_all_turns_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = []
+    whole = spectral._lowered
+
+    def counted(matrix: torch.Tensor, threshold: float) -> torch.Tensor:
+        turns.append(matrix)
+        return whole(matrix, threshold)
+
+    monkeypatch.setattr(spectral, "_lowered", counted)
+    lore(low_rank(40, 60, experts=3), 0.05)
+    assert len(turns) <= 3 * 2
 
 
 def test_lore_lowers_its_objective_below_that_of_the_average() -> None:

@@ -12,8 +12,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from evomerge import config
-from evomerge.pareto import hypervolume, nondominated
 from evomerge.errors import ConfigError
+from evomerge.pareto import hypervolume, nondominated
 from evomerge.population import Algorithm, Evaluation, Problem, build_algorithm
 from evomerge.spaces import Genome, ParameterSpace
 

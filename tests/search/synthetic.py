@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.config import Experiment
-from evomerge.opening import Lineup, open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import Lineup, open_run
 from evomerge.outcome import Job, Outcome, Responses, Scored
 from evomerge.recipe import Recipe
 from evomerge.runs import RunStore

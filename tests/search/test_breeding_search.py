@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from evomerge.fitting import space_of
 from evomerge.guard import warnings_of
-from evomerge.opening import open_run, space_of
+from evomerge.opening import open_run
 from evomerge.outcome import Job, Outcome
 from evomerge.replay import replay_genomes
 from evomerge.runs import RunStore

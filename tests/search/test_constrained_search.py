@@ -10,7 +10,8 @@ import pytest
 
 from evomerge.config import Experiment
 from evomerge.errors import RunError
-from evomerge.opening import open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import open_run
 from evomerge.outcome import Failed, Job, Outcome
 from evomerge.reports import model_card, summarize, verdict
 from evomerge.runs import RunStore

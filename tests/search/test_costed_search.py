@@ -12,7 +12,8 @@ import pytest
 
 from evomerge.config import Experiment
 from evomerge.errors import ConfigError
-from evomerge.opening import is_complete, open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import is_complete, open_run
 from evomerge.outcome import Job, Outcome
 from evomerge.recipe import Sizes
 from evomerge.replay import replay_genomes

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from evomerge.errors import ConfigError, StoreError
-from evomerge.opening import earlier_evaluations, open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import earlier_evaluations, open_run
 from evomerge.runs import RunStore
 from evomerge.search import Search
 from evomerge.stopping import Stop

@@ -14,7 +14,8 @@ from evomerge.banks import fit_banks, write_bank
 from evomerge.config import Experiment
 from evomerge.errors import StoreError, TaskError
 from evomerge.fitness.irt import fit_bank, load_bank
-from evomerge.opening import open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import open_run
 from evomerge.outcome import Failed, Job, Outcome, Responses, Scored
 from evomerge.reports import Summary, summarize
 from evomerge.runs import RunStore

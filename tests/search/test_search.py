@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from evomerge.config import Experiment
 from evomerge.errors import EvomergeError, RunError, StoreError
-from evomerge.opening import Lineup, anchors, open_run, space_of
+from evomerge.fitting import space_of
+from evomerge.opening import Lineup, anchors, open_run
 from evomerge.outcome import Failed, Job, Outcome
 from evomerge.runs import RunStore
 from evomerge.search import Search

@@ -171,7 +171,11 @@ def test_broken_paths_are_screened_where_the_job_says_so(spec: WorkerSpec, job: 
     scored = worker.run(replace(job, screened=True))
     assert isinstance(scored, Scored)
     assert scored.seconds["screen"] > 0
-    broken = replace(job, screened=True, recipe=replace(job.recipe, path=tuple(Hop(source="rev", layer=layer) for layer in (3, 3, 0))))
+    broken = replace(
+        job,
+        screened=True,
+        recipe=replace(job.recipe, path=tuple(Hop(source="rev", layer=layer) for layer in (3, 3, 0))),
+    )
     outcome = worker.run(broken)
     assert isinstance(outcome, Failed)
     assert (outcome.stage, outcome.retry) == ("screen", False)

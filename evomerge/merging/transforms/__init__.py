@@ -13,17 +13,21 @@ Knows neither recipes nor where facts and results are kept.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import torch
+
 from evomerge.merging.sparse import is_float
-from evomerge.merging.transforms.deltas import Deltas, deltas_of
+from evomerge.merging.transforms.deltas import Deltas, Step, deltas_of
 from evomerge.merging.transforms.facts import Curvature, Facts
 from evomerge.merging.transforms.steps import STEPS
 from evomerge.recipe.transform_table import transform_of
 
 if TYPE_CHECKING:
-    from evomerge.merging.pool import ModelPool
+    from evomerge.merging.pool import ModelPool, TensorSpec
 
 __all__ = ["Curvature", "Facts", "transformed"]
 
@@ -31,7 +35,9 @@ __all__ = ["Curvature", "Facts", "transformed"]
 def transformed(name: str, pool: ModelPool, facts: Facts) -> Iterator[tuple[str, Deltas]]:
     """Transform every expert of a pool, one tensor at a time.
 
-    Memory holds a few tensors of each expert. Equal inputs give equal bits on one machine with one number of threads.
+    As many tensors are worked on at a time as torch has threads, each by one thread: how a sum is split among threads
+    shows in its last bits, and so equal inputs give equal bits on one machine. Memory holds a few tensors of each
+    expert for each thread.
 
     Args:
         name: the transform as recipes spell it, for example `star:40`; without its number, the default.
@@ -47,6 +53,21 @@ def transformed(name: str, pool: ModelPool, facts: Facts) -> Iterator[tuple[str,
         MergeError: a fact is missing or does not fit, for a weight that the transform cannot do without it.
     """
     family, _, number = transform_of(name)[1].partition(":")
-    step = STEPS[family](pool, facts, float(number or 0))
-    for spec in filter(is_float, pool.specs):
-        yield spec.name, step(spec, deltas_of(pool, spec))
+    threads = torch.get_num_threads()
+    # what the initializer sets holds for the new thread, and is what later threads of the process start with
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as crew:
+        try:
+            step = crew.submit(STEPS[family], pool, facts, float(number or 0)).result()
+            running: deque[Future[tuple[str, Deltas]]] = deque()
+            for spec in filter(is_float, pool.specs):
+                running.append(crew.submit(_stepped, step, pool, spec))
+                if len(running) == threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _stepped(step: Step, pool: ModelPool, spec: TensorSpec) -> tuple[str, Deltas]:
+    return spec.name, step(spec, deltas_of(pool, spec))

@@ -15,7 +15,7 @@ from evomerge.merging.layout import stores_inputs_first
 if TYPE_CHECKING:
     from evomerge.merging.pool import ModelPool, TensorSpec
 
-__all__ = ["Deltas", "Step", "averaged", "by_matrix", "deltas_of", "inputs_first", "is_matrix"]
+__all__ = ["Deltas", "Step", "averaged", "by_matrix", "deltas_of", "inputs_first"]
 
 Deltas: TypeAlias = dict[str, torch.Tensor]
 """A change of one tensor for each expert, by pool name; fp32 unless said otherwise."""
@@ -33,14 +33,6 @@ def deltas_of(pool: ModelPool, spec: TensorSpec) -> Deltas:
 def averaged(deltas: Deltas) -> Deltas:
     """`tau_k / K`: together, at weight 1, their average."""
     return {expert: delta / len(deltas) for expert, delta in deltas.items()}
-
-
-def is_matrix(spec: TensorSpec) -> bool:
-    """Whether a tensor is a linear map inside a layer, or a stack of those of MoE experts."""
-    if spec.layer is None:
-        return False
-    parts = spec.name.split(".")
-    return (len(spec.shape) == 2 and parts[-1] == "weight") or (len(spec.shape) == 3 and "experts" in parts)
 
 
 def inputs_first(pool: ModelPool, spec: TensorSpec) -> bool:

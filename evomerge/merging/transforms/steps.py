@@ -11,10 +11,11 @@ import torch
 
 from evomerge.errors import MergeError
 from evomerge.merging.calibrated import MOMENTS_FILE
+from evomerge.merging.layout import is_matrix
 from evomerge.merging.sparse import is_float
 from evomerge.merging.transforms.competition import Competition
 from evomerge.merging.transforms.curvature import fisher, ota
-from evomerge.merging.transforms.deltas import Deltas, Step, averaged, by_matrix, inputs_first, is_matrix
+from evomerge.merging.transforms.deltas import Deltas, Step, averaged, by_matrix, inputs_first
 from evomerge.merging.transforms.facts import Curvature, Facts
 from evomerge.merging.transforms.regression import regmean, wudi
 from evomerge.merging.transforms.spectral import lore, star, tsv_m
