@@ -52,9 +52,9 @@ class Sizes:
         return {cost: [self.outside[cost], *self.layers[cost]] for cost in get_args(Cost)}
 
     @classmethod
-    def from_data(cls, data: Mapping[Cost, list[int]]) -> Self:
+    def from_data(cls, data: Mapping[str, list[int]]) -> Self:
         """The inverse of `to_data`."""
         return cls(
-            outside={cost: counts[0] for cost, counts in data.items()},
-            layers={cost: tuple(counts[1:]) for cost, counts in data.items()},
+            outside={cost: data[cost][0] for cost in get_args(Cost)},
+            layers={cost: tuple(data[cost][1:]) for cost in get_args(Cost)},
         )

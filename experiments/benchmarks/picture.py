@@ -1,4 +1,4 @@
-"""The README's picture of a report: verdict, front and choice of a real run. `make picture`, after `make quickstart`."""
+"""The README's picture of a report: verdict, front, choice. `make picture`, after `make quickstart`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Workers without a model that answer by arithmetic, take as long as they are told, and go wrong on order.
 
 An order is a file in a folder: whichever worker takes it away first obeys it. So a benchmark can break workers in
-mid-job without knowing where they are. `drive` is one whole run of such workers, to be started, killed and started again.
+mid-job without knowing where they are. `drive` is one whole run of such workers, to be killed and started again.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ After Abrantes et al. 2025 (arXiv 2508.16204), whose networks classify MNIST: he
 a network of one hidden layer. The archive starts from random networks. Compared, at equal forward passes over all
 training images: M2N2; M2N2 without competition (`alpha = 0`) and without attraction; and a diagonal CMA-ES.
 
-    python experiments/m2n2/digits.py --passes 8000 --seeds 3 --mutation 0.2
+    python experiments/m2n2/digits.py --mutation 0.2
 
 Legend: P parameters, n networks of the archive, m images; `S[x, j]` 1 where network x is right about image j.
 """
@@ -143,7 +143,7 @@ def interval(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print accuracy on the test images for every way to search."""
     parser = argparse.ArgumentParser(description="Breed a classifier of digits.")
-    parser.add_argument("--passes", type=int, default=8_000, metavar="N", help="default: 8000")
+    parser.add_argument("--passes", type=int, default=20_000, metavar="N", help="default: 20000")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: 3; 2 at least")
     parser.add_argument("--mutation", type=float, default=MUTATION, metavar="SD", help=f"default: {MUTATION}")
     options = parser.parse_args(arguments)

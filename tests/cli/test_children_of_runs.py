@@ -143,7 +143,7 @@ class TestRefused:
         with RunStore.open(first) as store:
             store.set_meta("state", "stopped")
         for candidate in ("knee", "best:rev"):
-            with pytest.raises(StoreError, match="expected a finished run, .*got one that is stopped; finish it"):
+            with pytest.raises(StoreError, match=r"expected a finished run, .*got one that is stopped; finish it"):
                 open_pool(load_experiment(str(second(tmp_path, first, candidate))))
         base = number_of(first, label="base")
         assert "child" in open_pool(load_experiment(str(second(tmp_path, first, base)))).names

@@ -114,7 +114,7 @@ def test_export_is_the_model_that_was_scored(finished: Path, evomerge: Run, tmp_
     with RunStore.read(finished) as store:
         experiment = Experiment.model_validate(store.manifest["experiment"])
     engine = TransformersEngine(
-        ModelPool.open(experiment.pool.base, experiment.pool.experts), TransformersConfig(device="cpu", dtype="float32")
+        ModelPool.open(experiment.pool.base, experiment.pool.folders), TransformersConfig(device="cpu", dtype="float32")
     )
     engine.load(Recipe.from_data(json.loads((out / "recipe.json").read_text())))
     exported = AutoModelForCausalLM.from_pretrained(out).state_dict()

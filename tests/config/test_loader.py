@@ -170,7 +170,7 @@ def test_another_kind_starts_from_its_own_defaults(folder: Path) -> None:
     assert load_experiment(name, ["executor.kind=serial"]).executor.kind == "serial"
     same = load_experiment(name, ["executor.kind=ray", "executor.gpus=1"])
     assert (same.executor.kind, same.executor.workers, same.executor.gpus) == ("ray", 3, 1.0)  # type: ignore[union-attr]
-    assert load_experiment(name, ["algorithm.kind=cma", "algorithm.population=9"]).algorithm.population == 9
+    assert load_experiment(name, ["algorithm.kind=cma", "algorithm.population=9"]).algorithm.population_at(0) == 9
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_writing_with_a_cache_is_writing_without(exact_engine: TransformersEngin
 def test_the_state_depends_on_the_last_path_alone(pool: ModelPool) -> None:
     engine = TransformersEngine(pool, TransformersConfig(device="cpu"))
     long, short, plain = route(pool, path_of(*LONG)), route(pool, path_of(*SHORT)), route(pool, ())
-    seen = {}
+    seen: dict[str, Any] = {}
     for recipe in (plain, long, short, plain, short, long, long, plain):
         engine.load(recipe)
         assert same(seen.setdefault(recipe.digest, state(engine)), state(engine))

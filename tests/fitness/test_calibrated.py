@@ -32,7 +32,9 @@ def bank_of(matrix: Floats, task: str = "a", metric: str = "acc", digest: str = 
 def metric(bank: ItemBank | None, *measured: Measured) -> CalibratedMetric:
     banks = [] if bank is None else [bank]
     wanted = measured or (OBJECTIVE,)
-    return calibrated(wanted, SPLIT, size=400, digests={"a": "d"}, banks=banks, seed=5)[0]
+    return calibrated(
+        [metric for each in wanted for metric in each.metrics], SPLIT, size=400, digests={"a": "d"}, banks=banks, seed=5
+    )[0]
 
 
 def learned(found: CalibratedMetric, rows: Floats, first: int = 0) -> None:
@@ -165,7 +167,7 @@ def test_banks_that_do_not_belong_are_refused() -> None:
         metric(bank_of(matrix, digest="others"))
     twice = [bank_of(matrix), bank_of(matrix)]
     with pytest.raises(TaskError, match="got two"):
-        calibrated([OBJECTIVE], SPLIT, size=400, digests={"a": "d"}, banks=twice, seed=5)
+        calibrated(OBJECTIVE.metrics, SPLIT, size=400, digests={"a": "d"}, banks=twice, seed=5)
 
 
 def test_a_universe_is_what_search_and_banks_share_and_no_more_than_asked() -> None:

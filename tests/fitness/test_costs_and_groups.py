@@ -26,7 +26,7 @@ from evomerge.fitness import (
 )
 from evomerge.fitness.reduced import ReducedItems
 from evomerge.fitness.shared import SharedItems
-from evomerge.outcome import Exact, ItemSet, Responses
+from evomerge.outcome import Answer, Exact, ItemSet, Responses
 from evomerge.recipe import Sizes, uniform
 
 DEPTH = ObjectiveConfig(name="depth", cost="layers", goal="min")
@@ -117,7 +117,8 @@ def test_costs_come_from_the_recipe() -> None:
 
 
 def test_differences_of_costs_have_no_interval() -> None:
-    a, b = [responses("maths", 1, 1, 0, 1), layers(6)], [responses("maths", 1, 0, 0, 1), layers(8)]
+    a: list[Answer] = [responses("maths", 1, 1, 0, 1), layers(6)]
+    b: list[Answer] = [responses("maths", 1, 0, 0, 1), layers(8)]
     found = paired_difference(a, b, [DEPTH], level=0.95, comparisons=7)
     assert (found.mean, found.low, found.high, found.items) == (2.0, 2.0, 2.0, 0)
     plain = paired_difference(a, b, [MATHS], level=0.95)
@@ -142,7 +143,9 @@ def test_a_shorter_path_is_on_the_front_for_sure() -> None:
 
 
 def test_comparisons_that_are_exact_do_not_widen_the_others() -> None:
-    finalists = {i: [responses("maths", *[float((k * 7 + i) % 3 > 0) for k in range(30)]), layers(i)] for i in range(3)}
+    finalists: dict[int, list[Answer]] = {
+        i: [responses("maths", *[float((k * 7 + i) % 3 > 0) for k in range(30)]), layers(i)] for i in range(3)
+    }
     alone = confirm_front(finalists, {"base": 0}, [MATHS, ObjectiveConfig(name="b", task="maths")], level=0.95)
     costed = confirm_front(finalists, {"base": 0}, [MATHS, DEPTH], level=0.95)
     assert costed.gains[1]["base"]["maths"].low > alone.gains[1]["base"]["maths"].low

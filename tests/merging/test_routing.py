@@ -118,8 +118,13 @@ def test_what_is_amplified_is_not_left_to_compiled_kernels(memory_pool: MakePool
     models = {model: {name: torch.randn(128, 128, generator=generator)} for model in ("base", "one", "two")}
     pool = memory_pool(models)
     recipe = replace(recipe_of("linear", ()), parameters=(("weight", Field.constant((0.7, 0.3), 1)),))
-    ran = []
-    compiler = Compiler(pays_from=0, compile=lambda function, _: ran.append(1) or function)
+    ran: list[Callable[..., Any]] = []
+
+    def compile_(function: Callable[..., Any], _: bool) -> Callable[..., Any]:
+        ran.append(function)
+        return function
+
+    compiler = Compiler(pays_from=0, compile=compile_)
     for path, wanted in (((), True), ((Hop(layer=0, scale=4.0),), False)):
         ran.clear()
         (found,) = (dict(execute(lower(replace(recipe, path=path), pool), pool, compiler=compiler))).values()

@@ -46,7 +46,7 @@ def test_a_longer_path_costs_the_layers_that_it_repeats(make_family: Callable[..
 def test_a_token_meets_a_part_of_the_experts_of_a_mixture(memory_pool: Callable[..., Any]) -> None:
     import torch
 
-    names = {f"model.layers.0.mlp.experts.{k}.up_proj.weight": (6, 5) for k in range(4)}
+    names: dict[str, tuple[int, ...]] = {f"model.layers.0.mlp.experts.{k}.up_proj.weight": (6, 5) for k in range(4)}
     names |= {"model.layers.0.self_attn.q_proj.weight": (5, 5), "model.layers.0.mlp.gate.weight": (4, 5)}
     names |= {"model.layers.0.input_layernorm.weight": (5,), "model.embed_tokens.weight": (7, 5)}
     pool = memory_pool({"base": {name: torch.zeros(shape) for name, shape in names.items()}})

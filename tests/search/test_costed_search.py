@@ -46,7 +46,8 @@ class LongAnswers(synthetic.SyntheticWorker):  # type: ignore[misc]
         easy = [r for r in done.responses]
         values = [tuple(float((item * 7) % 10 < min(job.recipe.depth, 9)) for item in r.items) for r in easy]
         responses = tuple(replace(r, values=each) for r, each in zip(easy, values, strict=True))
-        return replace(done, responses=responses, tokens=100 * len(job.items))
+        scored: Outcome = replace(done, responses=responses, tokens=100 * len(job.items))
+        return scored
 
 
 def costed(**changes: Any) -> Experiment:

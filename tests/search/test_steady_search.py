@@ -23,7 +23,7 @@ from evomerge.errors import RunError, StoreError
 from evomerge.fitting import space_of
 from evomerge.guard import warnings_of
 from evomerge.opening import is_complete, open_run
-from evomerge.outcome import Failed, Job, Outcome
+from evomerge.outcome import Failed, Job, Outcome, Scored
 from evomerge.population import PopulationManager
 from evomerge.replay import replay_genomes
 from evomerge.rng import stream
@@ -291,7 +291,8 @@ def test_budgets_are_kept_and_larger_ones_go_on(tmp_path: Path) -> None:
 
     class Talks(synthetic.SyntheticWorker):  # type: ignore[misc]
         def run(self, job: Job) -> Outcome:
-            return replace(super().run(job), tokens=100)  # type: ignore[type-var]
+            done: Scored = super().run(job)
+            return replace(done, tokens=100)
 
     def asked(**budget: int) -> int:
         config = experiment("m2n2", budget={"evaluations": 4 + 30} | budget)
