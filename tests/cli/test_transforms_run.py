@@ -61,7 +61,7 @@ def test_a_plan_names_choices_and_disk(evomerge: Run, tmp_path: Path) -> None:
     code, out, _ = evomerge("plan", "quickstart", *SMALL)
     assert code == 0
     words = " ".join(out.split())
-    assert "transform.sort none | star:40 | tsv_m:1 | pcb:0.1 | wudi:0.001" in words
+    assert "transform.rev, transform.sort, none | star:40 | tsv_m:1 | pcb:0.1 | transform.ciph wudi:0.001" in words
     assert "option.normalize false | true" in words
     assert "disk for transforms 10.0 MiB at most" in words
     assert not (tmp_path / "cache" / "variants").exists()

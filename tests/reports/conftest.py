@@ -164,7 +164,7 @@ def _fail(store: RunStore, candidate: Candidate, reason: str) -> None:
     store.record(failed, job=job, final=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def without_flushing() -> Iterator[None]:
     def connect(path: Path) -> sqlite3.Connection:
         db = flushing(path)

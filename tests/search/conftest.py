@@ -11,7 +11,7 @@ import pytest
 from evomerge.runs.schema import connect as flushing
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def without_flushing() -> Iterator[None]:
     def connect(path: Path) -> sqlite3.Connection:
         db = flushing(path)
