@@ -70,8 +70,8 @@ def knee(costs: ArrayLike) -> int:
     """Index of the front's knee: the row closest to the ideal point.
 
     Each objective is scaled so that the front's best cost is 0 (ideal) and its worst is 1 (nadir); the distance is
-    Euclidean. An objective in which the whole front is equal does not count. Dominated rows are never chosen. Equally
-    close rows: the first.
+    Euclidean. An objective in which the whole front is equal does not count. Dominated rows are never chosen. Of rows
+    that are equally close, as those of a front of two always are: the one with the least sum of costs, then the first.
 
     Example:
         >>> knee([[0, 10], [2, 2], [10, 0]])
@@ -88,7 +88,9 @@ def knee(costs: ArrayLike) -> int:
         raise ValueError("a knee needs at least one candidate; got none")
     front = nondominated(matrix)
     low, span = _scale(matrix[front])
-    return front[int(np.argmin((((matrix[front] - low) / span) ** 2).sum(axis=1)))]
+    distances = (((matrix[front] - low) / span) ** 2).sum(axis=1)
+    closest = np.flatnonzero(distances <= distances.min() + 1e-12)
+    return front[int(closest[np.argmin(matrix[front][closest].sum(axis=1))])]
 
 
 def crowding_distance(costs: ArrayLike) -> Floats:

@@ -103,7 +103,7 @@ def _unconfirmed(summary: Summary) -> Verdict:
 def _gain(summary: Summary, confirmation: Confirmation, winners: list[int]) -> Verdict:
     winner = summary.entries[winners[0]]
     closest = _gains(summary, confirmation, winner.id, MEAN)[0]
-    role = "the knee" if winner.id == confirmation.knee else "not the knee, which does not"
+    role = "the knee" if winner.id == confirmation.knee else "not the knee"
     return Verdict(
         kind="gain",
         candidate=winner.id,
