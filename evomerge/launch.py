@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.config import ExecutorConfig, Experiment, PathSpaceConfig, RayConfig, plugin_digests
@@ -23,7 +24,7 @@ from evomerge.workers import WorkerSpec, build_executor
 from evomerge.workers.candidate import quiet
 from evomerge.workers.journal import journal
 
-__all__ = ["check_memory", "launch", "most_layers", "worker_spec"]
+__all__ = ["check_memory", "launch", "most_layers", "sole_worker_spec", "worker_spec"]
 
 _ANY_DEVICE = 1 << 60
 
@@ -99,6 +100,19 @@ def worker_spec(experiment: Experiment, pool: ModelPool, log: Path) -> WorkerSpe
         pool: its models.
         log: folder of the workers' log files.
     """
+    return replace(
+        sole_worker_spec(experiment, pool),
+        products=experiment.space.needs_products,
+        log=log,
+        workers=_workers_per_machine(experiment.executor),
+        gpu=_share_of_a_gpu(experiment.executor),
+        stage=getattr(experiment.executor, "stage", None),
+        contents=pool.contents,
+    )
+
+
+def sole_worker_spec(experiment: Experiment, pool: ModelPool) -> WorkerSpec:
+    """What a worker needs that has the machine to itself and scores candidates that are there already."""
     return WorkerSpec(
         pool=placed(experiment.pool),
         fitness=experiment.fitness,
@@ -108,13 +122,7 @@ def worker_spec(experiment: Experiment, pool: ModelPool, log: Path) -> WorkerSpe
         plugin_digests=plugin_digests(experiment.plugins),
         transforms=experiment.space.every_transform,
         statistics=experiment.space.statistics,
-        products=experiment.space.needs_products,
-        log=log,
         depth=most_layers(experiment, pool),
-        workers=_workers_per_machine(experiment.executor),
-        gpu=_share_of_a_gpu(experiment.executor),
-        stage=getattr(experiment.executor, "stage", None),
-        contents=pool.contents,
     )
 
 

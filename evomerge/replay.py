@@ -6,15 +6,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.config import plugin_digests
 from evomerge.errors import StoreError
+from evomerge.launch import sole_worker_spec
 from evomerge.opening import Lineup, refuse_change
 from evomerge.outcome import Failed, ItemSet, Job, Phase, Responses
-from evomerge.pools import placed, recorded_pool
+from evomerge.pools import recorded_pool
 from evomerge.reports import summarize
 from evomerge.runs import RunStore, experiment_of
 from evomerge.search import Search
-from evomerge.workers import WorkerInfo, WorkerSpec
+from evomerge.workers import WorkerInfo
 from evomerge.workers.candidate import MergeWorker
 
 __all__ = ["Rescored", "replay_genomes", "rescore"]
@@ -91,19 +91,9 @@ def rescore(folder: Path, choice: str) -> Rescored:
         phase, responses = _recorded(store, number)
         recipe = next(candidate.recipe for candidate in store.candidates() if candidate.id == number)
         recorded = _recorded_info(store)
-        recorded_pool(store, experiment)
-    spec = WorkerSpec(
-        pool=placed(experiment.pool),
-        fitness=experiment.fitness,
-        engine=experiment.engine,
-        seed=experiment.seed,
-        plugins=experiment.plugins,
-        plugin_digests=plugin_digests(experiment.plugins),
-        transforms=experiment.space.every_transform,
-        statistics=experiment.space.statistics,
-    )
+        pool = recorded_pool(store, experiment)
     items = ItemSet.of({record.task: record.items for record in responses})
-    worker = MergeWorker(spec)
+    worker = MergeWorker(sole_worker_spec(experiment, pool))
     refuse_change(folder, recorded.digests, worker.info().digests)
     outcome = worker.run(Job(candidate=number, phase=phase, recipe=recipe, items=items))
     if isinstance(outcome, Failed):

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from evomerge.cli import main
+from evomerge.runs.schema import connect as flushing
 
 # The same examples every time: a run that passes here passes elsewhere. How long one takes depends on the machine;
 # pytest-timeout catches what hangs.
 settings.register_profile("evomerge", deadline=None, derandomize=True)
 settings.load_profile("evomerge")
+
+
+@pytest.fixture(scope="module")
+def without_flushing() -> Iterator[None]:
+    """Runs do not wait for the disk: drivers die here by exceptions and signals, never by power cuts."""
+
+    def connect(path: Path) -> sqlite3.Connection:
+        db = flushing(path)
+        db.execute("PRAGMA synchronous = OFF")
+        return db
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evomerge.runs.store.connect", connect)
+        yield
+
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -21,7 +21,7 @@ from evomerge.stopping import Stop
 
 SEEDS = range(2 if QUICK else 10)
 ITEMS = 4_000 if QUICK else 16_000
-COMMON = ["executor={kind: serial}", "budget.evaluations=2000", f"budget.items={ITEMS}", "fitness.items.search=24"]
+COMMON = ["budget.evaluations=2000", f"budget.items={ITEMS}", "fitness.items.search=24"]
 ARMS = {
     "fixed subset": ["fitness.items.draw=fixed"],
     "fresh draws": ["fitness.items.draw=fresh"],
@@ -33,8 +33,8 @@ ARMS = {
 
 
 def run(settings: list[str], seed: int) -> Summary:
-    """One search and its confirmation."""
-    experiment = load_experiment("quickstart", [*COMMON, *settings, f"seed={seed}"])
+    """One search of the quickstart with some settings changed, and its confirmation."""
+    experiment = load_experiment("quickstart", ["executor={kind: serial}", *settings, f"seed={seed}"])
     with tempfile.TemporaryDirectory() as folder:
         for _ in launch(experiment, Path(folder, "run"), Stop()):
             pass
@@ -42,12 +42,17 @@ def run(settings: list[str], seed: int) -> Summary:
             return summarize(store)
 
 
-def confirmed_volume(summary: Summary) -> float:
-    """Volume that the confirmed front dominates, from a score of 0 in every objective, as a share of all there is."""
+def confirmed_front(summary: Summary) -> list[list[float]]:
+    """Confirmed scores of the front's members, one for each objective."""
     if summary.confirmation is None:
         raise RuntimeError(f"{summary.name}: expected a confirmed run; got none")
     members = [summary.entries[number].confirmed for number in summary.confirmation.front]
-    costs = [[-measure.mean for measure in scores.each] for scores in members if scores is not None]
+    return [[measure.mean for measure in scores.each] for scores in members if scores is not None]
+
+
+def confirmed_volume(summary: Summary) -> float:
+    """Volume that the confirmed front dominates, from a score of 0 in every objective, as a share of all there is."""
+    costs = [[-score for score in row] for row in confirmed_front(summary)]
     return hypervolume(costs, [0.0] * len(summary.objectives))
 
 
@@ -56,7 +61,7 @@ def equal_items() -> list[Row]:
     volumes: dict[str, list[float]] = {name: [] for name in ARMS}
     for seed in SEEDS:
         for name, settings in ARMS.items():
-            volumes[name].append(confirmed_volume(run(settings, seed)))
+            volumes[name].append(confirmed_volume(run([*COMMON, *settings], seed)))
     rows = [
         Row(name=f"hypervolume, {ITEMS:,} items, {name}", target="-", measured=f"{fmean(found):.4f}", met=None)
         for name, found in volumes.items()

@@ -7,23 +7,17 @@ scored is the same for all, so this compares searches and not tools. Seeds are p
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 from statistics import fmean, stdev
 
+from equal_items import confirmed_front, confirmed_volume, run
 from scipy import stats
 from table import QUICK, Row
 
-from evomerge.config import load_experiment
-from evomerge.launch import launch
-from evomerge.pareto import hypervolume
-from evomerge.reports import Summary, summarize
-from evomerge.runs import RunStore
-from evomerge.stopping import Stop
+from evomerge.reports import Summary
 
 SEEDS = range(2 if QUICK else 8)
 EVALUATIONS = 65 if QUICK else 245
-COMMON = ["executor={kind: serial}", f"budget.evaluations={EVALUATIONS}"]
+COMMON = [f"budget.evaluations={EVALUATIONS}"]
 
 PER_LAYER = 18  # genes of the tiny family with a coefficient for each expert and layer, embeddings and head
 PYCMA_POPULATION = 4 + int(3 * math.log(PER_LAYER))
@@ -56,29 +50,14 @@ ARMS = {
 }
 
 
-def run(settings: list[str], seed: int) -> Summary:
-    """One search and its confirmation."""
-    experiment = load_experiment("quickstart", [*COMMON, *settings, f"seed={seed}"])
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in launch(experiment, Path(folder, "run"), Stop()):
-            pass
-        with RunStore.read(Path(folder, "run")) as store:
-            return summarize(store)
-
-
 def confirmed(summary: Summary) -> tuple[float, float]:
-    """Of the confirmed front: hypervolume from a score of 0 in every objective; and the best mean of a member."""
-    if summary.confirmation is None:
-        raise RuntimeError(f"{summary.name}: expected a confirmed run; got none")
-    members = [summary.entries[number].confirmed for number in summary.confirmation.front]
-    rows = [[measure.mean for measure in scores.each] for scores in members if scores is not None]
-    costs = [[-value for value in row] for row in rows]
-    return hypervolume(costs, [0.0] * len(summary.objectives)), max(map(fmean, rows))
+    """Of the confirmed front: its hypervolume, and the best mean of a member."""
+    return confirmed_volume(summary), max(map(fmean, confirmed_front(summary)))
 
 
 def real_search() -> list[Row]:
     """Every arm: means with 95 % intervals, and the paired difference of the first to it."""
-    found = {name: [confirmed(run(settings, seed)) for seed in SEEDS] for name, settings in ARMS.items()}
+    found = {name: [confirmed(run([*COMMON, *settings], seed)) for seed in SEEDS] for name, settings in ARMS.items()}
     ours = next(iter(found.values()))
     rows = []
     for name, figures in found.items():

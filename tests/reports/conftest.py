@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from evomerge.recipe import DEPTH_ROLES, OPERATORS, ROLES, Field, Hop, Recipe, o
 from evomerge.reports import Summary, summarize
 from evomerge.rng import stream
 from evomerge.runs import Candidate, RunStore
-from evomerge.runs.schema import connect as flushing
 
 LAYERS = 4
 
@@ -165,15 +163,8 @@ def _fail(store: RunStore, candidate: Candidate, reason: str) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_flushing() -> Iterator[None]:
-    def connect(path: Path) -> sqlite3.Connection:
-        db = flushing(path)
-        db.execute("PRAGMA synchronous = OFF")
-        return db
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evomerge.runs.store.connect", connect)
-        yield
+def in_a_hurry(without_flushing: None) -> None:
+    """For all tests of this folder."""
 
 
 @pytest.fixture
