@@ -35,9 +35,8 @@ class Generations(Loop):
         """See `Loop.run`."""
         references = self.register.anchors(anchors(self.lineup))
         generation = 0
-        while self._affordable(generation):
-            genomes = self.manager.ask()
-            candidates = self.register.asked(generation, genomes, self.manager.lineage)
+        candidates = self._ask(generation)
+        while candidates:
             found = yield from self._assess(generation, references, candidates, stop)
             if generation == 0:
                 self.manager.anchors([_scores(found, candidate) for candidate in references])
@@ -46,12 +45,20 @@ class Generations(Loop):
                 [found[c.id].violation if c.id in found else 0.0 for c in candidates],
                 [self._item_scores(c, range(self._rounds[c.id])) for c in candidates],
             )
-            if self.live:
-                self._note(generation, found)
-                self.account()
             self._asked += len(candidates)
-            generation += 1
+            with self._together():
+                if self.live:
+                    self._note(generation, found)
+                    self.account()
+                generation += 1
+                candidates = self._ask(generation)
         self._note_end(self._items_after(generation))
+
+    def _ask(self, generation: int) -> list[Candidate]:
+        """The next generation; empty if there is none, or the budget does not hold it."""
+        if not self._affordable(generation):
+            return []
+        return self.register.asked(generation, self.manager.ask(), self.manager.lineage)
 
     def _affordable(self, generation: int) -> bool:
         """Whether there is another generation, and the budget holds it at its most costly."""
@@ -106,7 +113,10 @@ class Generations(Loop):
         )
 
     def _note(self, generation: int, found: Mapping[int, Told]) -> None:
-        """Keep what was estimated, where it is more than the mean of the recorded answers, and how far to trust it."""
+        """Keep what reports tell: the algorithm's state, and estimates that are more than the mean of the answers."""
+        if state := self.manager.state():
+            states = json.loads(self.store.meta("algorithm") or "{}")
+            self.store.set_meta("algorithm", json.dumps(states | {str(generation): dict(state)}))
         if self.experiment.fitness.estimator.kind != "mean":
             self.store.set_estimates({number: asdict(told) for number, told in found.items()})
             audits = json.loads(self.store.meta("audit") or "{}")

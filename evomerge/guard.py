@@ -1,17 +1,42 @@
-"""What makes an experiment's result worth less than it looks, said before anything is spent. Needs no lm-eval."""
+"""What makes an experiment's result worth less than it looks, or its tasks none, said before anything is spent.
+
+Needs no lm-eval.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from evomerge.config import Experiment, FitnessConfig, FunctionConfig
-from evomerge.engines.task_files import find_task_files, read_task
+from evomerge.config.faults import near
+from evomerge.engines.task_files import Faults, find_task_files, read_task
 from evomerge.errors import TaskError
 from evomerge.fitness import public_split
 
-__all__ = ["warnings_of"]
+__all__ = ["unfound_tasks", "warnings_of"]
+
+
+def unfound_tasks(fitness: FitnessConfig) -> tuple[str, ...]:
+    """One note for each task that only lm-eval may have, where it is not installed and nobody can tell.
+
+    Raises:
+        TaskError: task files that cannot be read, and every task that neither they nor an installed lm-eval have.
+    """
+    files, faults = find_task_files(fitness.tasks), Faults()
+    elsewhere = {measured.task for measured in fitness.metrics} - fitness.scorers.keys() - files.tasks.keys()
+    if find_spec("lm_eval") is None:
+        return tuple(
+            f"the task {name!r} is in no file under fitness.tasks{near(name, files.tasks)}; lm-eval, which may have "
+            "it, is not installed here, so only the run will tell"
+            for name in sorted(elsewhere)
+        )
+    for name in sorted(elsewhere):
+        faults.attempt(files.file_of, name)
+    faults.check()
+    return ()
 
 
 def warnings_of(experiment: Experiment) -> tuple[str, ...]:

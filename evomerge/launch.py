@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.config import ExecutorConfig, Experiment, PathSpaceConfig, RayConfig, plugin_digests
+from evomerge.config import ExecutorConfig, Experiment, OpenaiConfig, PathSpaceConfig, RayConfig, plugin_digests
 from evomerge.engines.calibration import calibrate
 from evomerge.fitting import space_of
 from evomerge.guard import warnings_of
@@ -58,7 +58,7 @@ def launch(
     pool = open_pool(experiment)
     lineup = lineup_of(experiment, pool)
     check_memory(experiment, pool, lineup.dtype)
-    with open_run(folder, experiment, lineup, space_of(experiment, lineup)) as store, ExitStack() as stack:
+    with open_run(folder, experiment, lineup, space_of(experiment, lineup), note) as store, ExitStack() as stack:
         spec = worker_spec(experiment, pool, folder.resolve() / "logs")
         warnings = warnings_of(experiment)
         store.set_meta("children", json.dumps(children_of(experiment.pool)))
@@ -134,7 +134,7 @@ def check_memory(experiment: Experiment, pool: ModelPool, dtype: str) -> None:
     """
     engine, executor = experiment.engine, experiment.executor
     share = getattr(executor, "memory_gib", None)
-    if share is not None:
+    if share is not None and not isinstance(engine, OpenaiConfig):
         on_device = getattr(executor, "gpus", 0) > 0
         # a GPU is measured where it is, by the worker: here only what lies in host memory is planned
         memory = Memory(device=_ANY_DEVICE if on_device else None, host=int(share * 2**30))

@@ -10,6 +10,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from evomerge.config import Experiment
@@ -101,6 +102,10 @@ class Loop(ABC):
         self.store.set_meta("driver", json.dumps(spent))
         self._since, self.evaluator.waited = time.perf_counter(), 0.0
         self.register.note_lineage()
+
+    def _together(self) -> AbstractContextManager[None]:
+        """One flush to disk for all that is written between two waits for workers."""
+        return self.store.together() if self.live else nullcontext()
 
     def _note_end(self, items: int) -> None:
         """Keep what the run may have taken after one more step, so that a larger budget is known to be of use."""

@@ -19,7 +19,7 @@ from evomerge.recipe.mergekit_read import read_mergekit
 from evomerge.recipe.mergekit_yaml import to_mergekit
 from evomerge.workers.candidate import quiet
 
-__all__ = ["merge", "mergekit_text", "write_merge"]
+__all__ = ["merge", "mergekit_text", "read_recipe", "write_merge"]
 
 _MERGEKIT_FILE = "mergekit_config.yml"
 _RECIPE_FILE = "recipe.json"
@@ -149,19 +149,28 @@ def mergekit_text(recipe: Recipe, pool: ModelPool, paths: Mapping[str, str]) -> 
 
 def _read(file: Path) -> tuple[Mapping[str, Path | None], str | None, RecipeOf]:
     """The folders that a file gives by pool name, whose tokenizer it chooses, and how it becomes a recipe."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(file), [Fault(path="$", message=f"cannot be read: {error}")]) from error
     if file.suffix == ".json":
-        recipe = _recipe(file, text)
+        recipe = read_recipe(file)
         return dict.fromkeys((BASE, *recipe.models)), None, lambda pool: recipe
-    config = read_mergekit(text, str(file))
+    config = read_mergekit(_text(file), str(file))
     folders = {name: Path(path).expanduser() for name, path in config.models.items()}
     return folders, config.tokenizer, lambda pool: config.recipe(pool.specs, dtype=pool.dtype)
 
 
-def _recipe(file: Path, text: str) -> Recipe:
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(file), [Fault(path="$", message=f"cannot be read: {error}")]) from error
+
+
+def read_recipe(file: Path) -> Recipe:
+    """The recipe that an export wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
+    text = _text(file)
     try:
         return Recipe.from_data(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +67,22 @@ def anchors(lineup: Lineup) -> dict[str, Recipe]:
 
 
 def flat(data: Any, path: str = "$") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Nested mappings, and lists of them, as one mapping with dotted keys."""
     if isinstance(data, Mapping) and data:
         return {k: v for key, value in data.items() for k, v in flat(value, f"{path}.{key}").items()}
+    if isinstance(data, list | tuple) and any(isinstance(each, Mapping) for each in data):
+        return {k: v for number, each in enumerate(data) for k, v in flat(each, f"{path}[{number}]").items()}
     return {path: data}
 
 
-_PLACE = ("threads", "residency", "gpu_memory_utilization", "kv_cache_gib", "canary_every")
+_LONGEST = 100
+"""Characters of a value in a message."""
+
+
+_PLACE = (
+    *("threads", "residency", "gpu_memory_utilization", "kv_cache_gib", "canary_every"),
+    *("url", "model", "folder", "api_key", "timeout_seconds"),
+)
 """Settings of an engine that change neither weights nor answers."""
 
 
@@ -105,20 +116,33 @@ def refuse_change(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
     """Compare flat mappings.
 
     Raises:
-        StoreError: they differ; the message lists every difference.
+        StoreError: they differ; the message lists every difference, and how to go on.
     """
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    settings = [key for key in keys if key.startswith("$")]
+    if settings and "genes" in keys:
+        keys.remove("genes")  # they follow from the settings
     if keys:
-        lines = [f"  {key}: the run has {before.get(key)!r}, now it is {now.get(key)!r}" for key in keys]
-        raise StoreError(
-            "\n".join(
-                [
-                    f"{folder} holds a run of another experiment:",
-                    *lines,
-                    "Undo the change, or start a new run with --out.",
-                ]
-            )
-        )
+        lines = [f"  {key}: the run has {_brief(before, key)}, now it is {_brief(now, key)}" for key in keys]
+        told = [f"{folder} holds a run of another experiment:", *lines, _way_out(folder, settings=bool(settings))]
+        raise StoreError("\n".join(told))
+
+
+def _brief(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "nothing"
+    text = repr(values[key])
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+
+
+def _way_out(folder: Path, *, settings: bool) -> str:
+    if not settings:
+        return "Restore what was there, or start a new run with --out."
+    return (
+        f"To go on with the run's own settings: evomerge run {shlex.quote(str(folder))}\n"
+        "To use the new ones: choose another folder with --out. Once a run has begun, only its budget, executor, "
+        "trackers and places of files may change."
+    )
 
 
 def contents(manifest: Mapping[str, Any], lineup: Lineup) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -132,8 +156,21 @@ def contents(manifest: Mapping[str, Any], lineup: Lineup) -> tuple[dict[str, Any
     return {"model contents": manifest["pool_digest"]}, {"model contents": lineup.digest}
 
 
-def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: SearchSpace) -> RunStore:
+def open_run(
+    folder: Path,
+    experiment: Experiment,
+    lineup: Lineup,
+    space: SearchSpace,
+    note: Callable[[str], None] = lambda _: None,
+) -> RunStore:
     """Create a run folder, or open the one that is there if it belongs to this experiment.
+
+    Args:
+        folder: new, or a run's.
+        experiment: resolved.
+        lineup: its pool's shape.
+        space: its search space.
+        note: takes a line about each limit of the budget that is not what the run had until now.
 
     Raises:
         StoreError: the folder cannot be used, or holds a run with another space, pool, fitness, algorithm or seed; or a
@@ -167,6 +204,8 @@ def open_run(folder: Path, experiment: Experiment, lineup: Lineup, space: Search
         contents_before, contents_now = contents(store.manifest, lineup) if same_length else ({}, {})
         refuse_change(folder, before | contents_before, now | contents_now)
         _refuse_smaller_budget(store, experiment)
+        for change in _budget_changes(store.experiment["budget"], resolved["budget"]):
+            note(f"{folder}: {change}")
         store.set_meta("experiment", json.dumps(resolved))
     except BaseException:
         store.close()
@@ -229,6 +268,18 @@ def is_complete(store: RunStore, experiment: Experiment) -> bool:
     if budget.items is not None and int(store.meta("next generation") or 0) > budget.items:
         return True
     return budget.tokens is not None and int(store.meta("next generation, tokens") or 0) > budget.tokens
+
+
+def _budget_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What of a budget is not what the run had until now, a line each."""
+    for name, limit in now.items():
+        old, new = (math.inf if value is None else value for value in (before.get(name), limit))
+        if old != new:
+            yield f"budget.{name} {'grows' if new > old else 'shrinks'} from {_limit(old)} to {_limit(new)}"
+
+
+def _limit(value: float) -> str:
+    return "no limit" if value == math.inf else f"{value:,}"
 
 
 def _refuse_smaller_budget(store: RunStore, experiment: Experiment) -> None:

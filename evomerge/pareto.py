@@ -10,7 +10,7 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["crowding_distance", "hypervolume", "knee", "nondominated", "shortlist"]
+__all__ = ["best", "crowding_distance", "hypervolume", "knee", "nondominated", "shortlist"]
 
 Floats = NDArray[np.float64]
 
@@ -91,6 +91,29 @@ def knee(costs: ArrayLike) -> int:
     distances = (((matrix[front] - low) / span) ** 2).sum(axis=1)
     closest = np.flatnonzero(distances <= distances.min() + 1e-12)
     return front[int(closest[np.argmin(matrix[front][closest].sum(axis=1))])]
+
+
+def best(costs: ArrayLike, objective: int) -> int:
+    """Index of the front's row with the least cost in one objective; of several, the knee among them.
+
+    Example:
+        >>> best([[0, 9], [0, 2], [1, 0]], 0)
+        1
+
+    Args:
+        costs: `(n, m)`, lower is better, n >= 1.
+        objective: its column.
+
+    Raises:
+        ValueError: no rows, or numbers that are not finite.
+    """
+    matrix = _matrix(costs)
+    if not len(matrix):
+        raise ValueError("the best needs at least one candidate; got none")
+    front = np.array(nondominated(matrix))
+    column = matrix[front, objective]
+    equal = front[column <= column.min() + 1e-12]
+    return int(equal[knee(matrix[equal])])
 
 
 def crowding_distance(costs: ArrayLike) -> Floats:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 
-from evomerge.config import Experiment, FitnessConfig, IrtConfig, VllmConfig
+from evomerge.config import Experiment, FitnessConfig, IrtConfig, OpenaiConfig, VllmConfig
+from evomerge.engines.candidate_adapters import served_rank
 from evomerge.launch import check_memory, most_layers
 from evomerge.merging.cache import folder_of
 from evomerge.merging.calibrated import CALIBRATION, statistics_bytes
@@ -25,6 +26,8 @@ __all__ = ["Pace", "estimate_plan"]
 
 _MOST_TOLD = 8
 """Longer lists are cut short."""
+
+_ON_TOP = "a batch's activations and logits come on top"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,9 @@ def estimate_plan(
     each = " + ".join(f"{count} generations of {size}" for size, count in Counter(generations).items())
     if (in_flight := experiment.algorithm.in_flight) is not None:
         each = f"{sum(generations)}, {in_flight} of them in work at any time"
-    yield "candidates", f"{candidates} = {fixed} anchors + {each}"
+    left = experiment.budget.evaluations - candidates
+    rest = f"; {left} of the budget are left, too few for another generation" if left > 0 else ""
+    yield "candidates", f"{candidates} = {fixed} anchors + {each}{rest}"
     yield "search items", _search_items(experiment.fitness, tasks, fixed, generations)
     yield "confirmation items", f"up to {finalists * tasks * items.confirm:,} ({finalists} candidates at most)"
     yield from _time(experiment, pace, candidates, finalists * items.confirm / items.search)
@@ -155,6 +160,10 @@ def _search_items(fitness: FitnessConfig, tasks: int, anchors: int, generations:
 def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tuple[str, str]]:
     """What a worker takes of its own, wherever it turns out to run; and whether that can fit here."""
     engine, executor = experiment.engine, experiment.executor
+    if isinstance(engine, OpenaiConfig):
+        workers = getattr(executor, "most", 1)
+        yield "server", f"--max-lora-rank {served_rank(pool)} or more; --max-loras {workers} serves all workers at once"
+        return
     if isinstance(engine, VllmConfig):
         yield from _memory_of_vllm(engine, pool, dtype, most_layers(experiment, pool))
         return
@@ -167,7 +176,7 @@ def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tup
     if engine.device in ("auto", "cpu"):
         (tier,) = footprints(needs, on_device=False)
         made = f", {size(needs.made)} for weights that adapters or other vocabularies change" if needs.made else ""
-        own = f"{size(needs.live)} live model, {size(needs.scratch[0])} scratch{made}; activations"
+        own = f"{size(needs.live)} live model, {size(needs.scratch[0])} scratch{made}; {_ON_TOP}"
         yield "memory per CPU worker", own
         memory = Memory(device=None, host=host_memory(free=False), workers=getattr(executor, "most", 1))
         if getattr(executor, "address", None) is None and not tier.fits(memory):
@@ -180,6 +189,9 @@ def _memory(experiment: Experiment, pool: ModelPool, dtype: str) -> Iterator[tup
 
 def _memory_of_vllm(engine: VllmConfig, pool: ModelPool, dtype: str, layers: int) -> Iterator[tuple[str, str]]:
     """The engine's own share, and what the merges beside it take."""
+    if engine.serves_adapters:
+        yield "vLLM", f"the base and one adapter of rank {served_rank(pool)} at most; nothing is merged"
+        return
     needs = replace(needs_of(pool, dtype, engine.deltas, depth=layers), live=0)
     live = needs_of(pool, dtype, engine.deltas, depth=layers).live
     ranks = engine.tensor_parallel_size
@@ -188,4 +200,4 @@ def _memory_of_vllm(engine: VllmConfig, pool: ModelPool, dtype: str, layers: int
     yield "vLLM", f"{layers} layers, {size(live / ranks)} of weights{f' on each of {ranks} ranks' if ranks > 1 else ''}"
     yield "memory per GPU", f"{share}; beside it {'; or '.join(tiers)}"
     cache = engine.kv_cache_gib or 1.0
-    yield "memory per CPU worker", f"{size(live)} live model, {cache:g} GiB of keys and values; activations"
+    yield "memory per CPU worker", f"{size(live)} live model, {cache:g} GiB of keys and values; {_ON_TOP}"

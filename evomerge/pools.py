@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.artefact import write_candidate
 from evomerge.config import ChildConfig, Experiment, PoolConfig
+from evomerge.engines.candidate_adapters import require_adapters
 from evomerge.errors import PoolError, StoreError, require
 from evomerge.merging.atomic import alone
 from evomerge.merging.cache import entry_of, make_room, touch
@@ -40,13 +41,15 @@ def open_pool(experiment: Experiment) -> ModelPool:
     """The experiment's models, checked for everything that would keep them from being merged.
 
     Raises:
-        PoolError: they cannot be read, do not fit each other, are no adapters where the operator needs some, or lack
-            second moments where a transform does.
+        PoolError: they cannot be read, do not fit each other, are no adapters where the operator or the engine needs
+            some, or lack second moments where a transform does.
         StoreError, DiskError: see `placed`.
     """
     pool = configured_pool(placed(experiment.pool))
     if any(operator.space == "core" for operator in experiment.space.operators):
         adapters_of(pool.models, pool.experts)
+    if experiment.engine.serves_adapters:
+        require_adapters(pool)
     if "moments" in experiment.space.statistics:
         require_moments(pool)
     return pool

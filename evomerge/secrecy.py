@@ -10,17 +10,22 @@ import os
 import re
 from typing import TextIO
 
-__all__ = ["Redacting", "redacted"]
+__all__ = ["Redacting", "names_a_secret", "redacted"]
 
 _NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _SHORTEST = 8  # anything shorter, such as `true`, is a setting and no secret
 
 
+def names_a_secret(name: str) -> bool:
+    """Whether the value of an environment variable of this name is kept out of texts."""
+    return _NAMES.search(name) is not None
+
+
 def redacted(text: str) -> str:
     """A text without secrets: each is replaced by the name of its variable, in brackets."""
     for name, value in sorted(os.environ.items(), key=lambda pair: -len(pair[1])):
-        if len(value) >= _SHORTEST and value in text and _NAMES.search(name):
+        if len(value) >= _SHORTEST and value in text and names_a_secret(name):
             text = text.replace(value, f"[{name}]")
     return _HUB_TOKEN.sub("[hub token]", text)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from evomerge.config import FitnessConfig, load_experiment
-from evomerge.config.faults import near
+from evomerge.config import load_experiment
 from evomerge.errors import ConfigError, Fault, StoreError
 from evomerge.questions import count_questions, questions_task, task_name
 
-__all__ = ["starter", "task_names", "unknown_tasks", "write_starter"]
+__all__ = ["starter", "task_names", "write_starter"]
 
 _TEMPLATE = """\
 # An evomerge experiment. Check it with `evomerge check {file}`, run it with `evomerge run {file}`.
@@ -37,9 +36,8 @@ fitness:
     search: {search:<14} # items per task that score a candidate, drawn afresh each generation
     confirm: {confirm:<13} # items per task that only the final confirmation sees
 
-algorithm:
-  kind: {algorithm}
-  population: 20
+algorithm:                 # others, and when to take them: docs/how-to.md, "Choose an algorithm"
+{algorithm}
 
 budget:
   evaluations: {evaluations}         # candidates in all, anchors included
@@ -54,6 +52,23 @@ engine:
 executor:
   kind: serial             # or: ray, with `workers: 2` and, on GPUs, `gpus: 1`
 """
+
+_ALGORITHMS = {
+    "cma": """\
+  # One distribution for the mean of the objectives. Its middle is the answer, not the candidate that was luckiest.
+  kind: cma
+  population: 20""",
+    "islands": """\
+  # One distribution for each objective and one for all. Fronts come out larger than with nsga2, whose survivors keep
+  # lucky scores of items that others are not asked, and more candidates pay.
+  kind: islands
+  population: 30""",
+}
+_CANDIDATES = 240
+"""In whole generations of either algorithm."""
+
+_MOST_ISLANDS = 6
+"""Objectives that a population of 30 has islands for; a front of more says little."""
 
 
 def task_names(path: Path) -> list[str]:
@@ -75,17 +90,6 @@ def task_names(path: Path) -> list[str]:
         message = f"expected an lm-eval task YAML, or a folder of them, each with a `task:` name; none at {path}"
         raise ConfigError("evomerge init", [Fault(path="--task", message=message)])
     return names
-
-
-def unknown_tasks(fitness: FitnessConfig) -> Iterator[str]:
-    """One note for each objective whose task no listed file defines: lm-eval may have it, or it is misspelt."""
-    known = [*fitness.scorers, *(name for path in fitness.tasks for name in task_names(path))]
-    for objective in fitness.metrics:
-        if objective.task not in known:
-            yield (
-                f"objective {objective.name!r}: no file under fitness.tasks defines the task {objective.task!r}"
-                f"{near(objective.task, known)}; it is looked for among lm-eval's own tasks when the run starts"
-            )
 
 
 def _name(text: str) -> str:
@@ -117,7 +121,6 @@ def starter(
         names: of the tasks in them.
         fewest: items that a task has, as far as is known.
     """
-    generations = 12
     search = min(64, fewest // 3)
     return _TEMPLATE.format(
         file=file.name,
@@ -129,8 +132,8 @@ def starter(
         objectives="\n".join(f"    - {{name: {_quoted(name)}, task: {_quoted(name)}}}" for name in names),
         search=search,
         confirm=min(128, fewest - search),
-        algorithm="nsga2" if len(names) > 1 else "cma",
-        evaluations=len(experts) + 2 + 20 * generations,
+        algorithm=_ALGORITHMS["islands" if 1 < len(names) <= _MOST_ISLANDS else "cma"],
+        evaluations=len(experts) + 2 + _CANDIDATES,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import final
 
@@ -81,10 +80,6 @@ class Steady(Loop):
     def _waits(self) -> bool:
         """Whether a candidate, or an anchor beside it, is in work."""
         return bool(self._open or (self._asked and self._unheard))
-
-    def _together(self) -> AbstractContextManager[None]:
-        """One flush to disk for all that is asked at once."""
-        return self.store.together() if self.live else nullcontext()
 
     def _answered(self, candidate: Candidate) -> tuple[int, Progress]:
         """Ask for one more after one that was told; its number, and how far the run is."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.pareto import crowding_distance, hypervolume, knee, nondominated, shortlist
+from evomerge.pareto import best, crowding_distance, hypervolume, knee, nondominated, shortlist
 
 Costs = list[tuple[float, ...]]
 
@@ -83,6 +83,21 @@ def test_knee_by_hand() -> None:
     assert knee([(9.0, 9.0), (0.0, 1.0), (1.0, 0.0), (0.1, 0.1)]) == 3, "dominated rows do not stretch the axes"
 
 
+def test_the_best_of_an_objective_by_hand() -> None:
+    costs = [(0.0, 3.0, 3.0), (0.0, 9.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.0, 1.0, 4.0)]
+    assert best(costs, 0) == 3, "of equals, the knee among them"
+    assert best(costs, 1) == 2
+    assert best([(2.0, 1.0), (1.0, 1.0)], 1) == 1, "a dominated row is never the best"
+
+
+@given(cost_lists(), st.integers(0, 3))
+def test_the_best_of_an_objective_is_on_the_front(costs: Costs, objective: int) -> None:
+    objective %= len(costs[0])
+    index = best(costs, objective)
+    assert index in nondominated(costs)
+    assert costs[index][objective] == pytest.approx(min(row[objective] for row in costs), abs=1e-9)
+
+
 def test_crowding_distance_by_hand() -> None:
     distance = crowding_distance([(0.0, 4.0), (1.0, 2.0), (3.0, 1.0), (4.0, 0.0)])
     assert distance.tolist() == [math.inf, 3 / 4 + 3 / 4, 3 / 4 + 2 / 4, math.inf]
@@ -113,3 +128,5 @@ def test_no_knee_of_nothing() -> None:
     assert nondominated([]) == []
     with pytest.raises(ValueError, match="at least one candidate"):
         knee([])
+    with pytest.raises(ValueError, match="at least one candidate"):
+        best([], 0)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "experiments" / "smollm2"
 TASKS = ROOT / "fitness" / "tasks" / "smollm2"
 FAMILY = Path(os.environ.get("EVOMERGE_SMOLLM2", "~/.cache/evomerge/smollm2")).expanduser()
 SKILLS = ("arith", "sortwords")
@@ -24,7 +26,7 @@ SKILLS = ("arith", "sortwords")
 
 def load_script(name: str) -> ModuleType:
     """Load a script of experiments/smollm2, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"smollm2_{name}", ROOT / "experiments" / "smollm2" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"smollm2_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -33,7 +35,11 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-recipe = load_script("make_experts")
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(SCRIPTS))
+    skill_questions = import_module("skill_questions")
+    lora_training = import_module("lora_training")
+    recipe = load_script("make_experts")
 
 
 def records(name: str) -> list[dict[str, Any]]:
@@ -57,15 +63,15 @@ def solve(prompt: str) -> tuple[dict[str, object], int]:
 
 @pytest.mark.parametrize("name", [*SKILLS, "general"])
 def test_shipped_items_are_what_the_recipe_makes(name: str) -> None:
-    assert (TASKS / f"{name}.jsonl").read_text(encoding="utf-8") == recipe.task_files()[f"{name}.jsonl"]
+    assert (TASKS / f"{name}.jsonl").read_text(encoding="utf-8") == skill_questions.task_files()[f"{name}.jsonl"]
 
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_no_item_is_trained_on(skill: str) -> None:
     asked = {meaning(skill, record["prompt"]) for record in records(skill)}
-    stream = recipe.questions(skill, held_out=False, seed=0)
+    stream = skill_questions.questions(skill, held_out=False, seed=0)
     trained = {meaning(skill, prompt) for _, prompt, _ in islice(stream, 10_000)}
-    assert len(asked) == recipe.TASK_ITEMS
+    assert len(asked) == skill_questions.TASK_ITEMS
     assert not asked & trained
 
 
@@ -83,14 +89,14 @@ def test_sortwords_answers_are_right() -> None:
 
 
 def test_words_are_different_and_lower_case() -> None:
-    words = recipe.read_words()
+    words = skill_questions.read_words()
     assert len(set(words)) == len(words)
     assert all(word.isascii() and word.islower() for word in words)
 
 
 def test_general_items_have_four_choices_and_one_right_answer() -> None:
-    items, facts = records("general"), recipe.read_facts()
-    known = {(recipe.FACT_PROMPTS[fact["kind"]].format(fact["subject"]), fact["answer"]) for fact in facts}
+    items, facts = records("general"), skill_questions.read_facts()
+    known = {(skill_questions.FACT_PROMPTS[fact["kind"]].format(fact["subject"]), fact["answer"]) for fact in facts}
     assert {(item["prompt"], item["answer"]) for item in items} == known
     assert len({item["prompt"] for item in items}) == len(items) == len(facts) > 100
     assert all(len(set(item["choices"])) == 4 and item["answer"] in item["choices"] for item in items)
@@ -104,7 +110,7 @@ def test_the_right_choice_stands_everywhere() -> None:
 @pytest.mark.parametrize("skill", SKILLS)
 def test_streams_repeat_by_seed(skill: str) -> None:
     def head(seed: int) -> list[object]:
-        return list(islice(recipe.questions(skill, held_out=False, seed=seed), 50))
+        return list(islice(skill_questions.questions(skill, held_out=False, seed=seed), 50))
 
     assert head(3) == head(3)
     assert head(3) != head(4)
@@ -135,7 +141,7 @@ class LetterTokenizer:
 
 
 def test_only_answer_and_end_are_learned() -> None:
-    tokens, labels = recipe.encode([("", "ab:", "c"), ("", "a:", "defg")], LetterTokenizer())
+    tokens, labels = lora_training.encode([("", "ab:", "c"), ("", "a:", "defg")], LetterTokenizer())
     assert "".join(map(chr, tokens[0].tolist())) == "ab: c\0\0\0"
     assert labels[0].tolist() == [-100, -100, -100, ord(" "), ord("c"), 0, -100, -100]
     assert labels[1].tolist() == [-100, -100, *map(ord, " defg"), 0]
@@ -160,11 +166,11 @@ def tiny_base(folder: Path) -> LlamaForCausalLM:
 
 def test_folded_expert_answers_like_the_adapted_model(tmp_path: Path) -> None:
     model = tiny_base(tmp_path / "base")
-    adapters = recipe.attach(model, recipe.Training(rank=2))
+    adapters = lora_training.attach(model, lora_training.Training(rank=2))
     with torch.no_grad():
         for adapter in adapters.values():
             adapter.up.normal_(std=0.1)
-    recipe.fold(tmp_path / "base", adapters, tmp_path / "expert")
+    lora_training.fold(tmp_path / "base", adapters, tmp_path / "expert")
     expert = LlamaForCausalLM.from_pretrained(tmp_path / "expert").eval()
     tokens = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
@@ -172,11 +178,11 @@ def test_folded_expert_answers_like_the_adapted_model(tmp_path: Path) -> None:
 
 
 def test_fold_changes_the_blocks_and_nothing_else(tmp_path: Path) -> None:
-    adapters = recipe.attach(tiny_base(tmp_path / "base"), recipe.Training(rank=2))
+    adapters = lora_training.attach(tiny_base(tmp_path / "base"), lora_training.Training(rank=2))
     with torch.no_grad():
         for adapter in adapters.values():
             adapter.up.fill_(0.1)
-    recipe.fold(tmp_path / "base", adapters, tmp_path / "expert")
+    lora_training.fold(tmp_path / "base", adapters, tmp_path / "expert")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "expert"))
     assert {name for name in before if not torch.equal(before[name], after[name])} == set(adapters)
     assert before.keys() == after.keys()

@@ -44,16 +44,15 @@ def init(
 def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     """Check an experiment, its models, its search space and the names of its tasks, without running anything."""
     from evomerge.fitting import space_of
-    from evomerge.guard import warnings_of
+    from evomerge.guard import unfound_tasks, warnings_of
     from evomerge.opening import found_by
     from evomerge.pools import lineup_of, open_pool
-    from evomerge.starter import unknown_tasks
 
     config = load(experiment, set_)
     lineup = lineup_of(config, open_pool(config))
     space = space_of(config, lineup)
     found_by(config, space)
-    for note in unknown_tasks(config.fitness):
+    for note in unfound_tasks(config.fitness):
         typer.echo(f"note: {note}", err=True)
     for warning in warnings_of(config):
         typer.echo(f"warning: {warning}", err=True)

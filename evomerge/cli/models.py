@@ -64,7 +64,9 @@ def export(
 def merge(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A mergekit YAML, or the recipe.json of an export.")],
     out: Annotated[Path, typer.Option(help="The new folder.")],
-    base: Annotated[Path | None, typer.Option(help="Folder of the base model, if the file does not say.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the base model, where neither file nor run says.")
+    ] = None,
     expert: Annotated[list[str] | None, ExpertOption] = None,
     *,
     tokenizer: TokenizerOption = None,
@@ -80,10 +82,19 @@ def merge(
     ] = None,
     adapter: AdapterOption = False,
 ) -> None:
-    """Merge once, without a search: what a mergekit YAML or an exported recipe says."""
+    """Merge once, without a search: what a mergekit YAML or an exported recipe says.
+
+    A mergekit YAML holds the paths of its models. A recipe.json holds names only: inside its run folder
+    (RUN/export/knee/recipe.json) the run knows the models; elsewhere, give --base and each --expert NAME=FOLDER.
+    """
     from evomerge.config import CalibrationConfig
     from evomerge.merge import merge as merge_models
+    from evomerge.publish import merge_again, run_around
 
+    told = base or expert or tokenizer or calibration
+    if file.suffix == ".json" and not told and (run := run_around(file)) is not None:
+        typer.echo(merge_again(file, run, out, adapter=adapter))
+        return
     folders = ({} if base is None else {"base": base}) | named_paths(expert or [])
     texts = None
     if calibration:

@@ -1,6 +1,7 @@
 """Configuration: schema, YAML with lines, shipped names."""
 
 from evomerge.config.algorithms import (
+    Acquisition,
     AlgorithmConfig,
     CatCmaConfig,
     CmaConfig,
@@ -16,7 +17,7 @@ from evomerge.config.baselines import FrankWolfeConfig, GridConfig, KinshipConfi
 from evomerge.config.breeding import M2n2Config, SoupConfig, SplitPointConfig
 from evomerge.config.children import ChildConfig
 from evomerge.config.coefficients import Coefficient
-from evomerge.config.engines import EngineConfig, TransformersConfig, VllmConfig, transformers_config
+from evomerge.config.engines import EngineConfig, OpenaiConfig, TransformersConfig, VllmConfig, transformers_config
 from evomerge.config.fitness import (
     ConfirmConfig,
     FitnessConfig,
@@ -54,6 +55,7 @@ from evomerge.config.screening import ScreenConfig
 from evomerge.config.space import GeneRange, OperatorConfig, ParameterSpaceConfig, SpaceConfig
 
 __all__ = [
+    "Acquisition",
     "AlgorithmConfig",
     "Budget",
     "CalibrationConfig",
@@ -87,6 +89,7 @@ __all__ = [
     "Nsga2Config",
     "Nsga3Config",
     "ObjectiveConfig",
+    "OpenaiConfig",
     "OperatorConfig",
     "ParameterSpaceConfig",
     "PartConfig",

@@ -12,6 +12,7 @@ from evomerge.config.base import Finite
 from evomerge.config.registry import Registered
 
 __all__ = [
+    "Acquisition",
     "AlgorithmConfig",
     "CatCmaConfig",
     "CmaConfig",
@@ -26,6 +27,7 @@ __all__ = [
 
 Population = Annotated[int, Field(ge=4)]
 Sigma = Annotated[Finite, Field(gt=0, le=1)]
+Acquisition = Literal["mean", "improvement"]
 
 
 class AlgorithmConfig(Registered):
@@ -179,11 +181,27 @@ class IslandsConfig(AlgorithmConfig):
 
 @AlgorithmConfig.register("evomerge.population.amortized:build")
 class MapConfig(AlgorithmConfig):
-    """Amortised Pareto fronts: a quadratic model of each objective, for at most 8 genes."""
+    """Amortised Pareto fronts: a quadratic model of each objective, for at most 8 genes, or for many experts nested."""
 
     most_genes = 8  # above it a quadratic has more unknowns, 45 at 8 genes, than a search can afford to learn
     kind: Literal["map"]
     population: Population = 20
+    acquisition: Acquisition = "mean"
+    """What the models propose: `mean`: their front, once they are fitted to points of Latin hypercubes.
+    `improvement`: what improves the hypervolume most in expectation under their posterior (Bayesian), once they are
+    fitted where its variance is largest."""
+    nested: Annotated[int, Field(ge=2, le=8)] | None = None
+    """Merges so many experts at a time, one coefficient for each, then the merges in turn, by about 12 candidates for
+    each expert where it is 2. The experts' order says who is merged with whom. Parameter spaces only. Left out: all
+    genes at once."""
+
+    def misfit(self, objectives: int, genes: int = 1, space: str | None = None) -> str | None:
+        """See `AlgorithmConfig.misfit`."""
+        if self.nested is None:
+            return super().misfit(objectives, genes, space)
+        if space not in (None, "parameter"):
+            return f"{self.kind} with nested merging scales experts' weights, in spaces of kind parameter; got {space}"
+        return super().misfit(objectives)
 
 
 @AlgorithmConfig.register("evomerge.population.random_search:build")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -33,6 +34,9 @@ _EXPECTED = {
     "tuple_type": "a list",
     "path_type": "a path",
 }
+
+_NAMED = re.compile(r"([a-z_]+(?:\.[a-z_]+)*): ")
+"""How a fault of several values together begins: with the one to change, as seen from where they meet."""
 
 
 def near(word: str, words: Iterable[str]) -> str:
@@ -131,6 +135,18 @@ def _message(error: ErrorDetails, holder: Any) -> str:
     return f"{text.replace('input should', 'should')}; got {got!r}"
 
 
+def _pointed(path: KeyPath, message: str, document: Document) -> Fault:
+    """A fault of several values together stands at the one that its message begins with: `budget.evaluations: ...`."""
+    value = document.data
+    for part in path:
+        value = _below(value, part)
+    named = _NAMED.match(message)
+    keys = tuple(named[1].split(".")) if named else ()
+    if named and isinstance(value, dict) and keys[0] in value:
+        return document.fault((*path, *keys), message[named.end() :])
+    return document.fault(path, message)
+
+
 def faults_of(error: ValidationError, root: type[BaseModel], document: Document) -> list[Fault]:
     """All faults of one document, in the order of its lines.
 
@@ -142,5 +158,5 @@ def faults_of(error: ValidationError, root: type[BaseModel], document: Document)
     faults = []
     for detail in error.errors():
         path, holder = _walk(root, detail["loc"], document.data)
-        faults.append(document.fault(path, _message(detail, holder)))
+        faults.append(_pointed(path, _message(detail, holder), document))
     return sorted(set(faults), key=lambda fault: (fault.file or "", fault.line or 0, fault.path))

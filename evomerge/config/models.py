@@ -15,7 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from evomerge.config.algorithms import AlgorithmConfig
 from evomerge.config.base import Finite, Name, Strict
 from evomerge.config.children import ChildConfig, Expert
-from evomerge.config.engines import EngineConfig, TransformersConfig, VllmConfig
+from evomerge.config.engine_fit import engine_misfit
+from evomerge.config.engines import EngineConfig, TransformersConfig
 from evomerge.config.fitness import FitnessConfig, IrtConfig
 from evomerge.config.scorers import KlConfig
 from evomerge.config.space import SpaceConfig
@@ -283,20 +284,9 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
-    def _vllm_answers(self) -> Self:
-        if not isinstance(self.engine, VllmConfig):
-            return self
-        if scorers := sorted({metric.task for metric in self.fitness.metrics} & self.fitness.scorers.keys()):
-            raise ValueError(
-                f"engine.kind: vllm answers lm-eval tasks; the scorers {', '.join(scorers)} need the model itself; "
-                "write transformers"
-            )
-        ranks, gpus = self.engine.tensor_parallel_size, getattr(self.executor, "gpus", 0)
-        if 0 < gpus < ranks or 1 < gpus != ranks:
-            raise ValueError(
-                f"engine.tensor_parallel_size: expected as many as each worker has GPUs (executor.gpus: {gpus:g}); "
-                f"got {ranks}"
-            )
+    def _engine_fits(self) -> Self:
+        if misfit := engine_misfit(self.engine, self.space, self.fitness, getattr(self.executor, "gpus", 0)):
+            raise ValueError(misfit)
         return self
 
     @model_validator(mode="after")
@@ -318,8 +308,7 @@ class Experiment(Strict):
         least = self.anchors + first
         if self.budget.evaluations < least:
             raise ValueError(
-                f"budget.evaluations must hold the {self.anchors} anchors and one population of "
-                f"{first}, {least} in all; got {self.budget.evaluations}; "
-                "raise the budget or lower algorithm.population"
+                f"budget.evaluations: expected at least {least}, for {self.anchors} anchors and one population of "
+                f"{first}; got {self.budget.evaluations}; raise it, or lower algorithm.population"
             )
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evomerge.config import VllmConfig
+from evomerge.config import OpenaiConfig, VllmConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,11 +41,19 @@ def build_engine(
     Raises:
         EvomergeError: see the engines.
     """
+    if isinstance(config, VllmConfig) and config.serves_adapters:
+        from evomerge.engines.vllm_adapters import VllmAdapters
+
+        return VllmAdapters(pool, config, gpu=gpu)
     if isinstance(config, VllmConfig):
         from evomerge.engines.vllm_engine import VllmEngine
         from evomerge.engines.vllm_worker import Opening
 
         return VllmEngine(pool, Opening(pool=source, engine=config, plugins=tuple(plugins)), depth=depth, gpu=gpu)
+    if isinstance(config, OpenaiConfig):
+        from evomerge.engines.openai_engine import OpenaiEngine
+
+        return OpenaiEngine(pool, config)
     from evomerge.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(pool, config, depth=depth, workers=workers, gpu=gpu)

@@ -3,8 +3,8 @@
 The numbers are those of lm-eval's `HFLM` with a float32 softmax; only its per-request work in Python is gone, and a
 prompt is read once for all its answers where the model allows it. Knows nothing of tasks.
 
-Legend: B rows of a batch, L their padded length, K the last positions whose logits are kept, V vocabulary, N answer
-tokens in a batch.
+Legend: B rows of a batch, L their padded length, K the positions whose logits are kept, V vocabulary, N answer tokens in
+a batch, P places (row and position) that predict them: answers to one prompt share the place of their first token.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Batch:
         tokens: int64 `[B, L]`, padded on the right with 0; causal attention never looks there.
         keep: int64 `[K]`, positions at which some row's answer token is predicted. As indices, not as a slice: a
             gathered copy is contiguous, and multiplying a slice by a large vocabulary costs several times as much.
-        rows, columns, answers, owners: int64 `[N]`: row, position among the kept ones, token id and pair of each answer
-            token.
+        rows, columns: int64 `[P]`, row and position among the kept ones of each place.
+        places, answers, owners: int64 `[N]`, place, token id and pair of each answer token.
         branches: None if every row is plain text.
     """
 
@@ -59,6 +59,7 @@ class Batch:
     keep: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
+    places: torch.Tensor
     answers: torch.Tensor
     owners: torch.Tensor
     branches: Branches | None
@@ -118,15 +119,18 @@ def make_batches(
 def _batch(rows: Sequence[_Row], pairs: Sequence[Pair], device: str) -> Batch:
     import torch
 
-    row, position, answer, owner = torch.tensor([*_places(rows, pairs)], device=device).unbind(1)
+    found = torch.tensor([*_places(rows, pairs)], device=device)
+    distinct, places = torch.unique(found[:, :2], dim=0, return_inverse=True)
+    row, position = distinct.unbind(1)
     keep, columns = torch.unique(position, return_inverse=True)
     return Batch(
         tokens=_padded([row.tokens for row in rows], 0).to(device),
         keep=keep,
         rows=row,
         columns=columns,
-        answers=answer,
-        owners=owner,
+        places=places,
+        answers=found[:, 2],
+        owners=found[:, 3],
         branches=None if all(row.is_plain for row in rows) else _branches(rows, device),
     )
 
@@ -219,10 +223,10 @@ def log_likelihoods(model: Any, batches: Sequence[Batch], pairs: int) -> list[tu
     forward = _forward_of(model)
     with torch.inference_mode():
         for batch in batches:
-            logits = forward(batch)[batch.rows, batch.columns].float()  # [N, V]
-            chosen = logits.gather(1, batch.answers[:, None])[:, 0] - logits.logsumexp(1)
+            logits = forward(batch)[batch.rows, batch.columns].float()  # [P, V]
+            chosen = logits[batch.places, batch.answers] - logits.logsumexp(1)[batch.places]
             total.index_add_(0, batch.owners, chosen.double())
-            misses.index_add_(0, batch.owners, (logits.argmax(1) != batch.answers).long())
+            misses.index_add_(0, batch.owners, (logits.argmax(1)[batch.places] != batch.answers).long())
     scores = total.tolist()
     if any(map(math.isnan, scores)):
         raise MergeError("expected finite logits; got NaN: the merged weights overflow; narrow their search range")

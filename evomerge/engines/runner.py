@@ -33,6 +33,9 @@ __all__ = ["EvalRunner", "check_items", "number"]
 _WRITING = "generate_until"
 """lm-eval's name for requests that a model answers with a text."""
 
+_KEPT = 4096
+"""Items whose requests stay laid out, beside those of the last set: a candidate may come in shards."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Prepared:
@@ -45,7 +48,6 @@ class _Prepared:
         others: all other requests, by lm-eval request type, which `lm` answers.
     """
 
-    items: ItemSet
     chosen: Mapping[str, Sequence[Item]]
     scored: Sequence[Any]
     score: Callable[[], Sequence[tuple[float, bool]]]
@@ -87,7 +89,7 @@ class EvalRunner:
                 self._items[name] = build_items(task, self._backend.lm, chat_template=fitness.chat_template)
                 first = _requests_for_text(self._items[name][:1])
                 self._backend.writing([request.args for request in first])  # refuses bad settings
-        self._prepared: _Prepared | None = None
+        self._prepared: dict[ItemSet, _Prepared] = {}  # the latest last
         self.tokens = 0
 
     def sizes(self) -> dict[str, int]:
@@ -146,27 +148,31 @@ class EvalRunner:
             return self._scorers[name].score(items)
 
     def _prepare(self, items: ItemSet) -> _Prepared:
-        """Lay the requests out; all candidates of a generation share their items, so the last layout is kept."""
-        if self._prepared is None or self._prepared.items != items:
-            chosen = {name: [self._items[name][i] for i in ids] for name, ids in items.tasks}
-            every = [item for selected in chosen.values() for item in selected]
-            written = _requests_for_text(every)
-            others: dict[str, list[Any]] = defaultdict(list)
-            for request in (request for item in every for request in item.requests):
-                if request.request_type not in ("loglikelihood", _WRITING):
-                    others[request.request_type] += [request] * request.repeats
-            backend = self._backend
-            self._prepared = _Prepared(
-                items=items,
-                chosen=chosen,
-                scored=[request for item in every if item.pairs for request in item.requests],
-                score=backend.scoring([pair for item in every for pair in item.pairs]) if backend else list,
-                written=written,
-                write=backend.writing([request.args for request in written]) if backend else list,
-                others=others,
-                lm=backend and backend.lm,
-            )
-        return self._prepared
+        """Lay the requests out; all candidates of a generation share their items, so the last layouts are kept."""
+        prepared = self._prepared.pop(items, None) or self._laid_out(items)
+        self._prepared[items] = prepared
+        while len(self._prepared) > 1 and sum(map(len, self._prepared)) > _KEPT:
+            del self._prepared[next(iter(self._prepared))]
+        return prepared
+
+    def _laid_out(self, items: ItemSet) -> _Prepared:
+        chosen = {name: [self._items[name][i] for i in ids] for name, ids in items.tasks}
+        every = [item for selected in chosen.values() for item in selected]
+        written = _requests_for_text(every)
+        others: dict[str, list[Any]] = defaultdict(list)
+        for request in (request for item in every for request in item.requests):
+            if request.request_type not in ("loglikelihood", _WRITING):
+                others[request.request_type] += [request] * request.repeats
+        backend = self._backend
+        return _Prepared(
+            chosen=chosen,
+            scored=[request for item in every if item.pairs for request in item.requests],
+            score=backend.scoring([pair for item in every for pair in item.pairs]) if backend else list,
+            written=written,
+            write=backend.writing([request.args for request in written]) if backend else list,
+            others=others,
+            lm=backend and backend.lm,
+        )
 
     def _answer(self, prepared: _Prepared) -> dict[int, int]:
         """Put the model's answers into the requests.

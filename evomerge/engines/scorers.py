@@ -80,8 +80,6 @@ def load_scorers(engine: Engine, fitness: FitnessConfig) -> dict[str, TaskScorer
     names = sorted({measured.task for measured in fitness.metrics} & fitness.scorers.keys())
     if not names:
         return {}
-    if not isinstance(engine, TransformersEngine):
-        raise TaskError(f"scorers ({', '.join(names)}) need the model itself; expected engine.kind: transformers")
     faults, found = Faults(), {}
     for name in names:
         found[name] = faults.attempt(_make, name, fitness.scorers[name], engine)
@@ -89,10 +87,14 @@ def load_scorers(engine: Engine, fitness: FitnessConfig) -> dict[str, TaskScorer
     return {name: scorer for name, scorer in found.items() if scorer is not None}
 
 
-def _make(name: str, config: ScorerConfig, engine: TransformersEngine) -> TaskScorer:
+def _make(name: str, config: ScorerConfig, engine: Engine) -> TaskScorer:
     if isinstance(config, FunctionConfig):
         return FunctionScorer(name, config, engine)
-    return LossScorer(name, config, engine) if isinstance(config, LossConfig) else KlScorer(name, config, engine)
+    if isinstance(config, LossConfig):
+        return LossScorer(name, config, engine)
+    if not isinstance(engine, TransformersEngine):
+        raise TaskError(f"scorer {name!r}: kl needs all of a distribution; expected engine.kind: transformers")
+    return KlScorer(name, config, engine)
 
 
 @final
@@ -102,13 +104,13 @@ class FunctionScorer:
     Args:
         name: of the scorer.
         config: function, items and metrics.
-        engine: what the function gets: `model`, `tokenizer`, `device`.
+        engine: what the function gets.
 
     Raises:
         TaskError: the module cannot be imported, holds no such function, or the items cannot be read.
     """
 
-    def __init__(self, name: str, config: FunctionConfig, engine: TransformersEngine) -> None:
+    def __init__(self, name: str, config: FunctionConfig, engine: Engine) -> None:
         self._engine = engine
         self._where = f"scorer {name!r} ({config.function})"
         self.metrics, self.block = config.metrics, 0
@@ -132,6 +134,8 @@ class FunctionScorer:
                 answer = self._function(self._engine, asked)
         except (EvomergeError, MemoryError):
             raise
+        except AttributeError as error:
+            raise TaskError(f"{self._where}: {self._missing(error)}") from error
         except Exception as error:  # it is the user's code
             raise TaskError(f"{self._where}: {type(error).__name__}: {error}") from error
         if isinstance(answer, Mapping):
@@ -139,6 +143,15 @@ class FunctionScorer:
         if len(self.metrics) > 1:
             raise TaskError(f"{self._where}: expected a mapping of {list(self.metrics)}; got {type(answer).__name__}")
         return {self.metrics[0]: answer}
+
+    def _missing(self, error: AttributeError) -> str:
+        """Why something is not there."""
+        if error.obj is not self._engine or isinstance(self._engine, TransformersEngine):
+            return f"AttributeError: {error}"
+        return (
+            f"expected what this engine has; got engine.{error.name}; ask engine.backend(chat_template=False), which "
+            "every engine has, or take engine.kind: transformers"
+        )
 
 
 def _items(name: str, source: Path | int) -> tuple[str, ...]:

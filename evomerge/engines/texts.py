@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, final
 
+from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import TaskError
 from evomerge.merging.calibrated import documents
 from evomerge.recipe import OutputDtype, uniform
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from evomerge.config import KlConfig, LossConfig
-    from evomerge.engines.transformers_engine import TransformersEngine
+    from evomerge.engines.base import Engine
 
 __all__ = ["KEPT", "KlScorer", "LossScorer", "token_ids"]
 
@@ -51,13 +52,8 @@ class _Blocks:
         TaskError: fewer than two blocks, or blocks that are longer than the model's positions.
     """
 
-    def __init__(self, name: str, config: LossConfig | KlConfig, engine: TransformersEngine) -> None:
-        import torch
-
-        engine.require_language_model(f"scorer {name!r}")
-        ids = token_ids(engine.tokenizer, config.text, config.tokens)
-        settings = engine.model.config.get_text_config()
-        positions = getattr(settings, "max_position_embeddings", None) or config.block
+    def __init__(self, name: str, config: LossConfig | KlConfig, tokenizer: Any, positions: int) -> None:
+        ids = token_ids(tokenizer, config.text, config.tokens)
         if config.block > positions:
             raise TaskError(
                 f"scorer {name!r}: expected blocks of at most {positions} tokens; got block: {config.block}"
@@ -68,21 +64,52 @@ class _Blocks:
                 f"scorer {name!r}: expected at least 2 blocks of {config.block} tokens; got {len(ids)} tokens in "
                 f"{config.text}; choose a longer text or a smaller block"
             )
-        self._engine = engine
-        self._tokens = torch.tensor(ids[: self.size * config.block]).view(self.size, config.block)
-        self._rows = max(1, min(engine.config.batch_size, _MOST_LOGITS // (config.block * settings.vocab_size)))
+        self.tokens = [tuple(ids[at * config.block : (at + 1) * config.block]) for at in range(self.size)]
         self.content = hashlib.blake2b(repr([config.kind, config.block, ids]).encode(), digest_size=16)
 
-    def logits(self, items: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+
+class _Logits:
+    """What the live model of transformers answers on blocks."""
+
+    def __init__(self, name: str, config: LossConfig | KlConfig, engine: TransformersEngine) -> None:
+        engine.require_language_model(f"scorer {name!r}")
+        settings = engine.model.config.get_text_config()
+        positions = getattr(settings, "max_position_embeddings", None) or config.block
+        self.blocks = _Blocks(name, config, engine.tokenizer, positions)
+        self._engine = engine
+        self._rows = max(1, min(engine.config.batch_size, _MOST_LOGITS // (config.block * settings.vocab_size)))
+
+    def of(self, items: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each block its tokens `[L]` and the live model's logits behind them, `[L, V]` in float32."""
         import torch
 
         for at in range(0, len(items), self._rows):
-            tokens = self._tokens[list(items[at : at + self._rows])].to(self._engine.device)
+            rows = [self.blocks.tokens[item] for item in items[at : at + self._rows]]
+            tokens = torch.tensor(rows, device=self._engine.device)
             with torch.inference_mode():
                 found = self._engine.model(input_ids=tokens, use_cache=False).logits
             for row, logits in zip(tokens, found, strict=True):
                 yield row, logits.float()
+
+    def losses(self, items: Sequence[int]) -> list[float]:
+        """Mean negative log-likelihood of each block's tokens but the first."""
+        from torch.nn.functional import cross_entropy
+
+        return [float(cross_entropy(logits[:-1], row[1:])) for row, logits in self.of(items)]
+
+
+class _Likelihoods:
+    """What any other engine answers on blocks."""
+
+    def __init__(self, name: str, config: LossConfig, engine: Engine) -> None:
+        self._backend = engine.backend(chat_template=False)
+        self.blocks = _Blocks(name, config, self._backend.lm.tokenizer, self._backend.lm.max_length)
+
+    def losses(self, items: Sequence[int]) -> list[float]:
+        """As `_Logits.losses`."""
+        rows = [self.blocks.tokens[item] for item in items]
+        found = self._backend.scoring([(row[:1], row[1:]) for row in rows])()
+        return [-score / (len(row) - 1) for row, (score, _) in zip(rows, found, strict=True)]
 
 
 @final
@@ -101,16 +128,18 @@ class LossScorer:
 
     metrics = ("loss",)
 
-    def __init__(self, name: str, config: LossConfig, engine: TransformersEngine) -> None:
-        self._blocks = _Blocks(name, config, engine)
-        self.size, self.block = self._blocks.size, config.block
-        self.digest = self._blocks.content.hexdigest()
+    def __init__(self, name: str, config: LossConfig, engine: Engine) -> None:
+        self._model = (
+            _Logits(name, config, engine)
+            if isinstance(engine, TransformersEngine)
+            else _Likelihoods(name, config, engine)
+        )
+        self.size, self.block = self._model.blocks.size, config.block
+        self.digest = self._model.blocks.content.hexdigest()
 
     def score(self, items: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """The loss of each block."""
-        from torch.nn.functional import cross_entropy
-
-        return {"loss": [float(cross_entropy(logits[:-1], row[1:])) for row, logits in self._blocks.logits(items)]}
+        return {"loss": self._model.losses(items)}
 
 
 @final
@@ -135,20 +164,21 @@ class KlScorer:
     metrics = ("kl",)
 
     def __init__(self, name: str, config: KlConfig, engine: TransformersEngine) -> None:
-        self._blocks = _Blocks(name, config, engine)
-        self.size, self.block = self._blocks.size, config.block
-        self._blocks.content.update(repr((KEPT, config.reference)).encode())
-        self.digest = self._blocks.content.hexdigest()
+        self._model = _Logits(name, config, engine)
+        blocks = self._model.blocks
+        self.size, self.block = blocks.size, config.block
+        blocks.content.update(repr((KEPT, config.reference)).encode())
+        self.digest = blocks.content.hexdigest()
         dtype = cast("OutputDtype", engine.dtype)
         engine.load(uniform((config.reference,), layers=engine.pool.layers, dtype=dtype))
         engine.watch.restart()
-        self._kept = [_likeliest(logits) for _, logits in self._blocks.logits(range(self.size))]
+        self._kept = [_likeliest(logits) for _, logits in self._model.of(range(self.size))]
         engine.watch.check_finite()
 
     def score(self, items: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """The divergence on each block."""
         found = []
-        for item, (_, logits) in zip(items, self._blocks.logits(items), strict=True):
+        for item, (_, logits) in zip(items, self._model.of(items), strict=True):
             ids, logs = (kept.to(logits.device) for kept in self._kept[item])
             found.append(_divergence(ids.long(), logs, logits))
         return {"kl": found}

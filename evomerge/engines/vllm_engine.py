@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self, final
 
 from evomerge.engines.base import LoadStats, stay_offline
-from evomerge.engines.vllm_backend import VllmBackend
+from evomerge.engines.vllm_backend import VllmBackend, skeleton_of
 from evomerge.engines.vllm_canary import TOLERANCE, answers_of, canary_texts, distance, expected_answers
-from evomerge.engines.vllm_process import SWAPPABLE, on_cpu, start, stop
+from evomerge.engines.vllm_process import SWAPPABLE, continuations_of, logprobs_of, on_cpu, start, stop
 from evomerge.errors import MergeError, require_installed
 from evomerge.merging.executor import execute
 from evomerge.merging.export import export_checkpoint, export_skeleton
@@ -28,6 +28,7 @@ from evomerge.recipe import Hop, uniform
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from evomerge.engines.vllm_process import Likelihood
     from evomerge.engines.vllm_worker import Opening
     from evomerge.merging.pool import ModelPool
     from evomerge.recipe import OutputDtype, Recipe
@@ -111,20 +112,25 @@ class VllmEngine:
         self.llm: Any = None
         self._depth = max(depth or 0, pool.layers)
         self._loads = 0
-        self._texts = canary_texts(self.skeleton().config.get_text_config().vocab_size)
+        self._texts = canary_texts(skeleton_of(pool).config.get_text_config().vocab_size)
         self.load(uniform((pool.base,), layers=pool.layers, dtype=self.dtype))
 
     def backend(self, *, chat_template: bool) -> VllmBackend:
         """What benchmarks ask; see `VllmBackend`."""
         return VllmBackend(self, chat_template=chat_template)
 
-    def skeleton(self) -> Any:
-        """The model as transformers has it, without weights."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    @property
+    def most_tokens(self) -> int:
+        """Of prompt and answer together."""
+        return int(self.llm.llm_engine.model_config.max_model_len)
 
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(**self.pool.config))
+    def logprobs(self, texts: Sequence[Sequence[int]]) -> list[list[Likelihood]]:
+        """See `logprobs_of`."""
+        return logprobs_of(self.llm, texts)
+
+    def continuations(self, prompts: Sequence[Sequence[int]], asked: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """See `continuations_of`."""
+        return continuations_of(self.llm, prompts, asked)
 
     def load(self, recipe: Recipe, *, exact: bool = True) -> LoadStats:
         """Make the live model the recipe's merge, whatever it was before.

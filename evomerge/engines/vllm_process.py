@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,10 @@ from evomerge.errors import ConfigError, Fault, MergeError
 if TYPE_CHECKING:
     from evomerge.config import VllmConfig
 
-__all__ = ["SWAPPABLE", "finite", "logprobs_of", "on_cpu", "start", "stop"]
+__all__ = ["SWAPPABLE", "Likelihood", "continuations_of", "finite", "logprobs_of", "on_cpu", "start", "stop"]
+
+Likelihood = tuple[float, bool]
+"""Of a token: its log-probability in nats, and whether it is the likeliest one."""
 
 SWAPPABLE = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Architectures whose weights may be exchanged in a live engine: dense, with one norm in front of each module. Others
@@ -30,7 +33,16 @@ _ENVIRONMENT = {
 }
 
 
-def start(folder: Path, config: VllmConfig, *, dtype: str, share: float, dummy: bool, apart: bool) -> Any:
+def start(
+    folder: Path,
+    config: VllmConfig,
+    *,
+    dtype: str,
+    share: float,
+    dummy: bool = False,
+    apart: bool = False,
+    adapters: Mapping[str, Any] | None = None,
+) -> Any:
     """A vLLM engine.
 
     Args:
@@ -40,6 +52,7 @@ def start(folder: Path, config: VllmConfig, *, dtype: str, share: float, dummy: 
         share: of a GPU that the worker may take.
         dummy: start with arbitrary weights.
         apart: in a process of its own, which leaves nothing behind; else in this one, which starts faster.
+        adapters: vLLM's settings for LoRA; None if there are no adapters.
 
     Raises:
         ConfigError: vLLM refuses to start.
@@ -65,6 +78,7 @@ def start(folder: Path, config: VllmConfig, *, dtype: str, share: float, dummy: 
             distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
             enforce_eager=config.enforce_eager or on_cpu(),
             worker_extension_cls=EXTENSION,
+            **({} if adapters is None else {"enable_lora": True, **adapters}),
         )
     except (ValueError, RuntimeError, OSError) as error:
         message = f"vLLM did not start: {error}; see docs/vllm.md for what it needs"
@@ -94,8 +108,13 @@ def finite(logprob: float) -> float:
     return logprob
 
 
-def logprobs_of(llm: Any, texts: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+def logprobs_of(llm: Any, texts: Sequence[Sequence[int]], adapter: Any = None) -> list[list[Likelihood]]:
     """How likely each token of some texts is, given those before it.
+
+    Args:
+        llm: vLLM's `LLM`.
+        texts: token ids.
+        adapter: vLLM's `LoRARequest`; None for the model as it is.
 
     Returns:
         For each text, for each token but the first, its log-probability in nats and whether it is the likeliest one.
@@ -106,7 +125,8 @@ def logprobs_of(llm: Any, texts: Sequence[Sequence[int]]) -> list[list[tuple[flo
     from vllm import SamplingParams
 
     asked = SamplingParams(prompt_logprobs=0, max_tokens=1, temperature=0.0, detokenize=False)
-    answers = llm.generate([{"prompt_token_ids": list(text)} for text in texts], asked, use_tqdm=False)
+    prompts = [{"prompt_token_ids": list(text)} for text in texts]
+    answers = llm.generate(prompts, asked, use_tqdm=False, lora_request=adapter)
     return [
         [
             (finite(found[token].logprob), found[token].rank == 1)
@@ -114,3 +134,28 @@ def logprobs_of(llm: Any, texts: Sequence[Sequence[int]]) -> list[list[tuple[flo
         ]
         for text, answer in zip(texts, answers, strict=True)
     ]
+
+
+def continuations_of(
+    llm: Any, prompts: Sequence[Sequence[int]], asked: Sequence[Mapping[str, Any]], adapter: Any = None
+) -> list[list[int]]:
+    """Token ids that a model goes on with.
+
+    Args:
+        llm: vLLM's `LLM`.
+        prompts: token ids.
+        asked: for each, settings of vLLM's `SamplingParams`.
+        adapter: as for `logprobs_of`.
+
+    Raises:
+        MergeError: the model computes NaN.
+    """
+    from vllm import SamplingParams
+
+    sampling = [SamplingParams(logprobs=0, **settings) for settings in asked]
+    told = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    answers = [answer.outputs[0] for answer in llm.generate(told, sampling, use_tqdm=False, lora_request=adapter)]
+    for answer in answers:
+        for token, found in zip(answer.token_ids, answer.logprobs, strict=True):
+            finite(found[token].logprob)
+    return [list(answer.token_ids) for answer in answers]

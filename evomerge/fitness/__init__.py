@@ -3,7 +3,7 @@
 from evomerge.fitness.assessment import Assessment, Told
 from evomerge.fitness.build import build_assessment
 from evomerge.fitness.constraints import broken, violation
-from evomerge.fitness.estimate import Estimate, mean_estimate, scores, with_costs
+from evomerge.fitness.estimate import Estimate, scores, scores_and_mean, with_costs
 from evomerge.fitness.honest import MEAN, ConfirmedFront, Difference, confirm_front, paired_difference
 from evomerge.fitness.items import ItemSplit, split_items
 from evomerge.fitness.leaks import public_split
@@ -19,10 +19,10 @@ __all__ = [
     "broken",
     "build_assessment",
     "confirm_front",
-    "mean_estimate",
     "paired_difference",
     "public_split",
     "scores",
+    "scores_and_mean",
     "split_items",
     "violation",
     "with_costs",

@@ -31,11 +31,11 @@ __all__ = [
     "Table",
     "costs",
     "is_binary",
-    "mean_estimate",
     "quantile",
     "raise_diagonal",
     "satterthwaite",
     "scores",
+    "scores_and_mean",
     "tables",
     "weights",
     "with_costs",
@@ -189,21 +189,26 @@ def scores(answers: Sequence[Answer], objectives: Sequence[Measured]) -> tuple[E
     Raises:
         TaskError: an objective without responses, or on fewer than 2 items.
     """
-    read, exact = [*tables(answers, objectives)], costs(answers, objectives)
-    return tuple(_combined(read, share, float(exact @ share)) for share in np.eye(len(objectives)))
+    return _sums(answers, objectives, np.eye(len(objectives)))
 
 
-def mean_estimate(answers: Sequence[Answer], objectives: Sequence[Measured]) -> Estimate:
-    """Weighted mean over the objectives; higher is better.
+def scores_and_mean(answers: Sequence[Answer], objectives: Sequence[Measured]) -> tuple[tuple[Estimate, ...], Estimate]:
+    """The `scores`, and their weighted mean with its own error.
 
     Raises:
         TaskError: an objective without responses, or on fewer than 2 items.
     """
-    share = weights(objectives)
-    return _combined([*tables(answers, objectives)], share, float(costs(answers, objectives) @ share))
+    *each, mean = _sums(answers, objectives, np.vstack([np.eye(len(objectives)), weights(objectives)]))
+    return tuple(each), mean
 
 
-def _combined(read: Sequence[Table], share: Floats, exact: float) -> Estimate:
+def _sums(answers: Sequence[Answer], objectives: Sequence[Measured], shares: Floats) -> tuple[Estimate, ...]:
+    """One estimate for each weighted sum of the objectives, `shares` `[s, q]`."""
+    read, exact = [_moments(table) for table in tables(answers, objectives)], costs(answers, objectives)
+    return tuple(_sum(read, share, float(exact @ share)) for share in shares)
+
+
+def _sum(read: Sequence[_Moments], share: Floats, exact: float) -> Estimate:
     """A weighted sum of objectives, `share` `[q]`, of which `exact` is known from costs.
 
     Items of different tasks are independent; metrics of one task are correlated item by item, and their covariance
@@ -211,18 +216,17 @@ def _combined(read: Sequence[Table], share: Floats, exact: float) -> Estimate:
     """
     mean = centre = low = high = exact
     items, variances, freedoms = 0, [], []
-    for table in read:
-        w = table.shares @ share
+    for found in read:
+        w = found.table.shares @ share
         if not w.any():
             continue
-        centres, covariance = _moments(table)
-        lows, highs = _bounds(table, w)
+        lows, highs = _bounds(found, w)
         low, high = low + lows, high + highs
-        mean += float(w @ table.values.mean(axis=0))
-        centre += float(w @ centres)
-        variances.append(float(w @ covariance @ w))
-        freedoms.append(len(table.items) - 1)
-        items += len(table.items)
+        mean += float(w @ found.means)
+        centre += float(w @ found.centres)
+        variances.append(float(w @ found.covariance @ w))
+        freedoms.append(len(found.table.items) - 1)
+        items += len(found.table.items)
     return Estimate(
         mean=mean,
         se=math.sqrt(sum(variances)),
@@ -239,19 +243,39 @@ def satterthwaite(variances: Sequence[float], freedoms: Sequence[int]) -> float:
     return sum(variances) ** 2 / spread if spread else math.inf
 
 
-def _moments(table: Table) -> tuple[Floats, Floats]:
-    """Centre `[p]` and covariance `[p, p]` of the column means, with pseudo-items for right-or-wrong columns."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Moments:
+    """Of a table's columns: means `[p]`, intervals' centres `[p]`, covariance of means `[p, p]`, are they 0 or 1 `[p]`.
+
+    Centres and variances of right-or-wrong columns have pseudo-items.
+    """
+
+    table: Table
+    means: Floats
+    centres: Floats
+    covariance: Floats
+    binary: NDArray[np.bool_]
+
+
+def _moments(table: Table) -> _Moments:
     values, count, binary = table.values, len(table.items), is_binary(table.values)
+    means = values.mean(axis=0)
     share = (np.abs(values).sum(axis=0) + 2.0) / (count + 4.0)
     floor = np.where(binary, share * (1.0 - share) / (count + 4.0), 0.0)
-    centre = np.where(binary, table.signs * share, values.mean(axis=0))
-    return centre, raise_diagonal(np.atleast_2d(np.cov(values, rowvar=False)) / count, floor)
+    from_mean = values - means
+    return _Moments(
+        table=table,
+        means=means,
+        centres=np.where(binary, table.signs * share, means),
+        covariance=raise_diagonal(from_mean.T @ from_mean / (count - 1) / count, floor),
+        binary=binary,
+    )
 
 
-def _bounds(table: Table, w: Floats) -> tuple[float, float]:
+def _bounds(found: _Moments, w: Floats) -> tuple[float, float]:
     """What a weighted sum of the columns' means can be: 0 to 1 in each right-or-wrong column, -1 to 0 if minimized."""
     low = high = 0.0
-    for weight, sign, binary in zip(w.tolist(), table.signs.tolist(), is_binary(table.values), strict=True):
+    for weight, sign, binary in zip(w.tolist(), found.table.signs.tolist(), found.binary.tolist(), strict=True):
         if weight and not binary:
             return -math.inf, math.inf
         low, high = low + min(weight * sign, 0.0), high + max(weight * sign, 0.0)

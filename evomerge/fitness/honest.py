@@ -29,7 +29,7 @@ from evomerge.fitness.estimate import (
     tables,
     weights,
 )
-from evomerge.pareto import knee, nondominated
+from evomerge.pareto import best, knee, nondominated
 from evomerge.rng import stream
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ConfirmedFront:
         members: candidates, anchors among them, that no other eligible one dominates; sorted.
         probability: for every confirmed candidate, how probably it would be a member on other items of the kind.
         knee: the balanced member (see `evomerge.pareto.knee`).
-        best: for each objective, the member with the best score; the first of equals.
+        best: for each objective, the member with the best score; of equals, the knee among them.
         gains: candidate -> anchor label -> objective name or `MEAN` -> difference; for every candidate but the anchors.
     """
 
@@ -177,7 +177,7 @@ def confirm_front(
         members=tuple(ids[row] for row in front),
         probability=membership_probability({i: finalists[i] for i in ids}, objectives),
         knee=ids[front[knee(-means[front])]],
-        best={o.name: ids[front[int(np.argmax(means[front, j]))]] for j, o in enumerate(objectives)},
+        best={o.name: ids[best(-means, j)] for j, o in enumerate(objectives)},
         gains={
             i: {
                 label: _gain(finalists[i], finalists[anchor], objectives, level, comparisons)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from evomerge.errors import TaskError
@@ -54,11 +55,14 @@ class ItemSplit:
             stop: the one after the last; None is all.
         """
         when = 0 if self.policy == "fixed" else generation
-        order = {
-            task: stream(self.seed, "draw", task, when).choice(ids, self.size, replace=False).tolist()
-            for task, ids in self.pool.items()
-        }
-        return ItemSet.of({task: tuple(ids[start:stop]) for task, ids in order.items()})
+        order = {task: _order(ids, self.size, self.seed, task, when) for task, ids in self.pool.items()}
+        return ItemSet.of({task: ids[start:stop] for task, ids in order.items()})
+
+
+@lru_cache(maxsize=64)
+def _order(ids: tuple[int, ...], size: int, seed: int, task: str, when: int) -> tuple[int, ...]:
+    """All candidates of a generation share a draw, so it is made once."""
+    return tuple(stream(seed, "draw", task, when).choice(ids, size, replace=False).tolist())
 
 
 def split_items(sizes: Mapping[str, int], items: ItemsConfig, seed: int) -> ItemSplit:

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import compress
 from types import FunctionType
 from typing import Any, Literal, TypeVar, final
 
@@ -99,6 +98,7 @@ class Compiler:
     broken: str = ""
     _seen: Counter[Form] = field(default_factory=Counter)
     _calls: dict[Form, Call] = field(default_factory=dict)
+    _spares: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict)
 
     def run(self, operands: Operands | None, out: torch.Tensor) -> bool:
         """Compute a whole tensor, if it can be done and pays.
@@ -139,30 +139,41 @@ class Compiler:
         return True
 
     def _sweep(self, operands: Operands, out: torch.Tensor) -> Literal[True]:
-        """All blocks; of a vote that turns out to have a negative majority, those again where ballots cancelled."""
+        """All blocks."""
         blocks = _blocks(operands.count)
         if not operands.form.tallied:
             for block in blocks:
                 self._block(operands, *block, out)
             return True
-        tallies = [expressions.counted(self._block(operands, *block, out)) for block in blocks]
-        elected, cancelled = torch.stack(tallies).t().tolist()
-        if sum(elected) < 0:
-            minus = operands.electing_minus()
-            for block in compress(blocks, cancelled):
-                self._block(minus, *block, out)
+        device = operands.values[0].device
+        minus = self._spare("minus", len(out), operands.form.dtype, device)
+        signs = self._spare("signs", blocks[0][1], torch.float32, device)
+        elected = torch.zeros((), dtype=torch.float64, device=device)
+        for start, count in blocks:
+            self._block(operands, start, count, out, minus[start : start + count], signs[:count])
+            elected += signs[:count].sum()  # exact: of no more elements than fp32 counts
+        if float(elected) < 0:
+            out.copy_(minus)
         return True
 
-    def _block(self, operands: Operands, start: int, count: int, out: torch.Tensor) -> torch.Tensor:
-        """Compute a run of elements; what each elected, if that is asked for, else nothing of use."""
+    def _block(self, operands: Operands, start: int, count: int, out: torch.Tensor, *others: torch.Tensor) -> None:
+        """Compute a run of elements, and what else the kernel gives of it."""
         part, form, device = out[start : start + count], operands.form, operands.values[0].device
         direct = part.dtype == form.dtype and part.device == device
         result = part if direct else torch.empty(count, dtype=form.dtype, device=device)
-        tally = torch.empty(count if form.tallied else 0, dtype=torch.bfloat16, device=device)
-        self._call(operands, start, count, result, *([tally] if form.tallied else []))
+        self._call(operands, start, count, result, *others)
         if not direct:
             part.copy_(result)
-        return tally
+
+    def _spare(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Memory to compute in, kept unless it is long: the first touch of new pages costs more than a pass."""
+        if count > BLOCK:
+            return torch.empty(count, dtype=dtype, device=device)
+        key = (name, dtype, device)
+        if key not in self._spares:
+            with torch.inference_mode(mode=False):  # of one kind, whoever asks first: kernels are compiled for it
+                self._spares[key] = torch.empty(BLOCK, dtype=dtype, device=device)
+        return self._spares[key][:count]
 
     def _totals(self, operands: Operands) -> list[float]:
         sums = [self._call(operands, *block) for block in _blocks(operands.count)]
@@ -173,11 +184,12 @@ class Compiler:
         form, arguments = operands.form, (outs, *operands.within(start, count))
         if form in self._calls:
             return self._calls[form](*arguments)
-        _, _, _, values, tables = arguments
+        _, _, _, values, needs = arguments
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # importing the compiler warns of its own doings
             call = self.compile(_function(form), form.kernel is Linear)
-            for tensor in (*outs, *values, *(tables if form.by_row else ())):
+            runs = [tensor for need in needs for tensor in (need if form.by_row else need[:2])]
+            for tensor in (*outs, *values, *runs):
                 torch._dynamo.mark_dynamic(tensor, 0)
             found = call(*arguments)
         self._calls[form] = call
@@ -185,9 +197,8 @@ class Compiler:
 
 
 def _blocks(count: int) -> list[tuple[int, int]]:
-    """Runs of about equal length, so that none is short; all start at even elements."""
+    """Runs of about equal length, so that none is short."""
     length = -(-count // -(-count // BLOCK))
-    length += length % 2
     return [(start, min(length, count - start)) for start in range(0, count, length)]
 
 
@@ -205,7 +216,6 @@ _RULES: Mapping[type | None, Callable[..., torch.Tensor]] = {
     Trim: expressions.trimmed,
     Band: expressions.banded,
     Clip: expressions.clipped,
-    Drop: expressions.dropped,
 }
 
 
@@ -220,7 +230,7 @@ def _function(form: Form) -> Call:
 
 
 def _linear(_: Form) -> Call:
-    def linear(outs: Rows, numbers: torch.Tensor, _words: torch.Tensor, values: Rows, _tables: Rows) -> None:
+    def linear(outs: Rows, numbers: torch.Tensor, _ties: torch.Tensor, values: Rows, _needs: Sequence[Rows]) -> None:
         outs[0].copy_(expressions.rounded(expressions.linear(values, numbers), outs[0].dtype))
 
     return linear
@@ -229,15 +239,17 @@ def _linear(_: Form) -> Call:
 def _competing(form: Form) -> Call:
     merge, keep = _KERNELS[form.kernel], _kept(form)
 
-    def compete(outs: Rows, numbers: torch.Tensor, words: torch.Tensor, values: Rows, tables: Rows) -> None:
+    def compete(
+        outs: Rows, numbers: torch.Tensor, ties: torch.Tensor, values: Rows, needs: Sequence[Rows]
+    ) -> None:
         base, ballots = values[0].float(), []
         index = torch.arange(values[0].shape[0], device=values[0].device)
         for k, theta in enumerate(values[1:]):
-            x = keep(theta.float() - base, numbers[k, RULE:], words[k], index, tables[k : k + 1])
+            x = keep(theta.float() - base, numbers[k, RULE:], ties[k], index, needs[k])
             ballots.append(numbers[k, WEIGHT] * x)
-        outs[0].copy_(expressions.rounded(merge(base, ballots, numbers), outs[0].dtype))
-        for tally in outs[1:]:
-            tally.copy_(expressions.tally(ballots))
+        merged = expressions.votes(base, ballots, numbers) if form.tallied else [merge(base, ballots, numbers)]
+        for out, values_of in zip(outs, merged, strict=True):
+            out.copy_(expressions.rounded(values_of, out.dtype))
 
     return compete
 
@@ -245,11 +257,13 @@ def _competing(form: Form) -> Call:
 def _kept_l1(form: Form) -> Call:
     keep = _kept(form)
 
-    def kept_l1(_: Rows, numbers: torch.Tensor, words: torch.Tensor, values: Rows, tables: Rows) -> torch.Tensor:
+    def kept_l1(
+        _: Rows, numbers: torch.Tensor, ties: torch.Tensor, values: Rows, needs: Sequence[Rows]
+    ) -> torch.Tensor:
         base, sums = values[0].float(), []
         index = torch.arange(values[0].shape[0], device=values[0].device)
         for k, theta in enumerate(values[1:]):
-            x = keep((theta.float() - base).abs(), numbers[k, RULE:], words[k], index, tables[k : k + 1])
+            x = keep((theta.float() - base).abs(), numbers[k, RULE:], ties[k], index, needs[k])
             sums.append(expressions.on_grid(x, numbers[k, GRID]).sum())
         return torch.stack(sums)
 
@@ -257,19 +271,20 @@ def _kept_l1(form: Form) -> Call:
 
 
 def _kept(form: Form) -> Callable[..., torch.Tensor]:
-    """What a form's rule keeps of a source's changes; the last argument holds its table, if it has one."""
+    """What a form's rule keeps of a source's changes; the last argument holds what the source needs for it."""
+    if form.rule is Drop:
+        return lambda x, numbers, _ties, _index, needs: expressions.dropped(x, numbers, *needs)
     if form.rule is not Prune:
         rule = _RULES.get(form.rule, _everything)
-        return lambda x, numbers, words, index, _: rule(x, numbers, words, index)
+        return lambda x, numbers, ties, index, _: rule(x, numbers, ties, index)
     by_row, inverse = form.by_row, form.inverse
 
     def pruned(
-        x: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor, tables: Rows
+        x: torch.Tensor, numbers: torch.Tensor, _ties: torch.Tensor, _index: torch.Tensor, needs: Rows
     ) -> torch.Tensor:
-        levels = tables[0] if by_row else expressions.table_levels(tables[0], x)
-        if inverse:
-            x = expressions.inverted(x, levels, numbers)
-        return expressions.pruned(x, levels, words, index)
+        one, other, table = needs
+        levels = table if by_row else expressions.table_levels(table, x)
+        return expressions.pruned(x, numbers, one, other, levels, inverse=inverse)
 
     return pruned
 

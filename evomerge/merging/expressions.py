@@ -5,7 +5,7 @@ give the same numbers. All that differs between candidates comes in as tensors, 
 compilation. Nothing here is tied to a kind of device. Knows nothing of plans or compilers.
 
 Legend: `n` elements, `K` sources, `theta_k` their weights, `x_k = theta_k - theta_0` in fp32, `y_k` their ballots;
-`numbers` fp32 `[K + 1, 8]` and `words` int64 `[K, 3]`, with columns as named below; row K is what the sources share.
+`numbers` fp32 `[K + 1, 8]` and `ties` int64 `[K, 2]`, with columns as named below; row K is what the sources share.
 """
 
 from __future__ import annotations
@@ -29,27 +29,22 @@ __all__ = [
     "banded",
     "clipped",
     "consensus",
-    "counted",
     "delta",
     "dropped",
-    "inverted",
     "linear",
     "on_grid",
     "overlap",
     "pruned",
     "rounded",
     "table_levels",
-    "tally",
     "trimmed",
     "vote",
+    "votes",
     "winner",
 ]
 
 WEIGHT, GAIN, SHARE, RULE = range(4)
 """Of a source; a consensus has its cut for a gain. The numbers of its rule begin at `RULE`."""
-
-CANCELLED = 1.0078125
-"""See `tally`."""
 
 GRID = GAIN
 """Of a source whose magnitudes are summed (see `on_grid`)."""
@@ -79,32 +74,27 @@ def delta(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Ten
 
 
 def vote(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
-    """A `Vote`; `EXTRA` is the least sum that elects +, `FLOOR` the least divisor."""
+    """A `Vote` that elects + where ballots cancel; `FLOOR` is the least divisor."""
+    signs = torch.where(_fold(ballots) >= 0, 1.0, -1.0)
+    return _shifted(base, _agreed([ballot * signs for ballot in ballots], numbers) * signs, numbers)
+
+
+def votes(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A `Vote` that elects + where ballots cancel, one that elects - there, and the sign of the sum of the ballots."""
     total = _fold(ballots)
-    signs = torch.where(total >= numbers[-1, EXTRA], 1.0, -1.0)
-    agreeing = [(ballot * signs).relu() for ballot in ballots]
+    plus, minus = _agreed(ballots, numbers), -_agreed([-ballot for ballot in ballots], numbers)
+    merged = (torch.where(total >= 0, plus, minus), torch.where(total > 0, plus, minus))
+    signs = torch.where(total > 0, 1.0, torch.where(total < 0, -1.0, 0.0))
+    return *(_shifted(base, change, numbers) for change in merged), signs
+
+
+def _agreed(ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
+    """What is merged of the ballots above zero."""
+    agreeing = [ballot.relu() for ballot in ballots]
     divisor = _fold([torch.where(y > 0, numbers[k, SHARE], 0.0) for k, y in enumerate(agreeing)])
     divisor = torch.maximum(divisor, numbers[-1, FLOOR])
     divisor = divisor + (divisor == 0)
-    merged = _fold([numbers[k, GAIN] * y for k, y in enumerate(agreeing)]) / divisor * signs
-    return _shifted(base, merged, numbers)
-
-
-def tally(ballots: Rows) -> torch.Tensor:
-    """What a vote elected, bf16: 2 for +, -2 for -, `CANCELLED` where ballots that are not zero sum to zero, else 0.
-
-    `counted` adds it up, on its own: a compiler would compute all ballots a second time for a sum, and be slow to
-    convert to integers.
-    """
-    total = _fold(ballots)
-    cancelled = torch.where(_fold([ballot.relu() for ballot in ballots]) > 0, CANCELLED, 0.0)
-    return torch.where(total > 0, 2.0, torch.where(total < 0, -2.0, cancelled)).to(torch.bfloat16)
-
-
-def counted(tally: torch.Tensor) -> torch.Tensor:
-    """Elements that elected + minus those that elected -, and whether ballots cancelled; `[2]`."""
-    bits = tally.view(torch.int16)  # of 2.0 and -2.0: 2^14 and -2^14; of `CANCELLED`: odd and below 2^14
-    return torch.stack([(bits >> 14).sum(dtype=torch.int32), (bits & 1).max().int()])
+    return _fold([numbers[k, GAIN] * y for k, y in enumerate(agreeing)]) / divisor
 
 
 def consensus(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:
@@ -138,35 +128,40 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (values.clamp(-FP16_MAX, FP16_MAX) if dtype == torch.float16 else values).to(dtype)
 
 
-def trimmed(x: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """A `Trim`; numbers: largest magnitude zeroed up to the last tie, and after it; word: that tie's index."""
-    return _trim(x, numbers[0], numbers[1], words[0], index)
+def trimmed(x: torch.Tensor, numbers: torch.Tensor, ties: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """A `Trim`; numbers: largest magnitude zeroed up to the last tie, and after it; tie: its index."""
+    return _trim(x, numbers[0], numbers[1], ties[0], index)
 
 
-def banded(x: torch.Tensor, numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """A `Band`; numbers and words: of the inner trim, then of the outer."""
-    inner = _trim(x, numbers[0], numbers[1], words[0], index)
-    return inner - _trim(x, numbers[2], numbers[3], words[1], index)
+def banded(x: torch.Tensor, numbers: torch.Tensor, ties: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """A `Band`; numbers and ties: of the inner trim, then of the outer."""
+    inner = _trim(x, numbers[0], numbers[1], ties[0], index)
+    return inner - _trim(x, numbers[2], numbers[3], ties[1], index)
 
 
-def clipped(x: torch.Tensor, numbers: torch.Tensor, _words: torch.Tensor, _index: torch.Tensor) -> torch.Tensor:
+def clipped(x: torch.Tensor, numbers: torch.Tensor, _ties: torch.Tensor, _index: torch.Tensor) -> torch.Tensor:
     """A `Clip`; number: its limit."""
     return torch.minimum(torch.maximum(x, -numbers[0]), numbers[0])
 
 
-def dropped(x: torch.Tensor, _numbers: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """A `Drop`; words: of the seed and of the density (see `evomerge.merging.masks`)."""
-    return x * masks.kept_by_word(words[0], words[1], index)
+def dropped(x: torch.Tensor, numbers: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A `Drop`; number: from `masks.limit`; then what `masks.windows` gives."""
+    return x * (masks.draws(one, other) < numbers[0])
 
 
-def pruned(x: torch.Tensor, levels: torch.Tensor, words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """A `Prune` but for its gains; words: of the seed, then from `masks.ramp`."""
-    return x * masks.kept_by_word(words[0], masks.level_limits(words[1], words[2], levels), index)
-
-
-def inverted(x: torch.Tensor, levels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """What the gains of a `Prune` make of changes; numbers: lowest and highest probability."""
-    return x * masks.inverses(numbers[0], numbers[1], levels)
+def pruned(
+    x: torch.Tensor,
+    numbers: torch.Tensor,
+    one: torch.Tensor,
+    other: torch.Tensor,
+    levels: torch.Tensor,
+    *,
+    inverse: bool,
+) -> torch.Tensor:
+    """A `Prune`; numbers: from `masks.ramp`; then what `masks.windows` gives."""
+    limits = masks.level_limits(numbers[0], numbers[1], levels)
+    kept = masks.draws(one, other) < limits
+    return x * (torch.where(kept, 1.0 / limits, 0.0) if inverse else kept)
 
 
 def table_levels(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

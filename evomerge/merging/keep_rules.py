@@ -62,7 +62,7 @@ class Prune:
     Attributes:
         seed: of the mask, see `evomerge.merging.masks`.
         density: mean probability of being kept.
-        epsilon: half the width of the range of probabilities; at most `min(density, 1 - density)`.
+        epsilon: half the width of the range of probabilities, from `masks.window`; at most `min(density, 1 - density)`.
         ranks: among which elements magnitudes are ranked.
         inverse: multiply what is kept by the inverse of its probability, both in fp32.
     """
@@ -72,16 +72,6 @@ class Prune:
     epsilon: float
     ranks: RankScope
     inverse: bool
-
-    @property
-    def low(self) -> float:
-        """Probability of level 0."""
-        return self.density - self.epsilon
-
-    @property
-    def high(self) -> float:
-        """Probability of level 255."""
-        return self.density + self.epsilon
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

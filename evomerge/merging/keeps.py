@@ -61,9 +61,10 @@ def _prune(rule: Prune, start: int, x: torch.Tensor, table: torch.Tensor) -> Non
     levels = ranks.levels(table, rule.ranks, start, x.abs())
     kept = masks.keep_by_level(rule.seed, rule.density, rule.epsilon, levels, start)
     if rule.inverse:
-        low, high = torch.tensor([rule.low, rule.high], device=x.device)
-        x.mul_(masks.inverses(low, high, levels))
-    x.mul_(kept)
+        probabilities = masks.level_limits(*masks.ramp(rule.density, rule.epsilon), levels)
+        x.mul_(torch.where(kept > 0, 1.0 / probabilities, 0.0))
+    else:
+        x.mul_(kept)
 
 
 def _fence(rule: Fence, start: int, x: torch.Tensor, divergences: torch.Tensor) -> None:

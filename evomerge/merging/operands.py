@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,7 @@ from evomerge.merging.plan import Consensus, Delta, Linear, Overlap, TensorPlan,
 
 __all__ = ["Form", "KeptL1", "Operands", "operands_of", "summands_of"]
 
-_ALL = 2**63 - 1
 _INT32 = 2**31 - 1
-_LEAST_PLUS = float(np.nextafter(np.float32(0), np.float32(1)))
 
 
 class KeptL1:
@@ -39,7 +37,7 @@ class Form:
         by_row: whether a `Prune` ranks by row.
         inverse: whether it multiplies with inverse probabilities.
         sources: number of terms.
-        tallied: whether a vote counts what it elected.
+        tallied: whether a vote is computed for either majority, and what it elected is counted.
         stored: dtypes of the inputs, the base first.
         dtype: of the result.
         device: type of the device.
@@ -80,18 +78,20 @@ class Operands:
         return len(self.values[0])
 
     def within(self, start: int, count: int) -> tuple[Any, ...]:
-        """Arguments for the elements `start .. start + count - 1`; start must be even."""
+        """Arguments for the elements `start .. start + count - 1`: numbers, ties, values; of each source, what it needs.
+
+        That is nothing, or the windows of its draws, or those and its table of levels.
+        """
         part = slice(start, start + count)
         device = self.values[0].device
-        tables = tuple(table[part] for table in self.tables) if self.form.by_row else self.tables
-        words = torch.tensor([_words(keep, start) for keep in self.keeps]).to(device)
-        return self.numbers, words, tuple(values[part] for values in self.values), tables
-
-    def electing_minus(self) -> Operands:
-        """The same vote with - elected where ballots cancel."""
-        numbers = self.numbers.clone()
-        numbers[-1, EXTRA] = _LEAST_PLUS
-        return replace(self, numbers=numbers)
+        ties = torch.tensor([_ties(keep, start) for keep in self.keeps]).to(device)
+        needs: list[tuple[torch.Tensor, ...]] = [()] * len(self.keeps)
+        if self.form.rule in (Drop, Prune):
+            needs = [masks.windows(getattr(keep, "seed", 0), start, count, device) for keep in self.keeps]
+        if self.form.rule is Prune:
+            tables = [table[part] if self.form.by_row else table for table in self.tables]
+            needs = [(*windows, table) for windows, table in zip(needs, tables, strict=True)]
+        return self.numbers, ties, tuple(values[part] for values in self.values), needs
 
 
 def operands_of(
@@ -233,13 +233,16 @@ def _limits(keep: Keep | None, rule: type | None) -> list[float]:
             return [*_trim(keep.inner), *_trim(keep.outer)]
         case Clip():
             return [keep.limit]
+        case Drop():
+            return [masks.limit(keep.density)]
         case Prune():
-            return [keep.low, keep.high]
+            return [*masks.ramp(keep.density, keep.epsilon)]
     everything = {
         Trim: [-1.0, -1.0],
         Band: [-1.0, -1.0, math.inf, math.inf],
         Clip: [math.inf],
-        Prune: [1.0, 1.0],
+        Drop: [1.0],
+        Prune: [1.0, 0.0],
     }
     return everything.get(rule, []) if rule is not None else []
 
@@ -249,18 +252,14 @@ def _trim(trim: Trim) -> list[float]:
     return [float(np.nextafter(np.float32(trim.threshold), np.float32(0))), trim.threshold]
 
 
-def _words(keep: Keep | None, start: int) -> tuple[int, int, int]:
-    """Words of a source's rule for a run of elements."""
+def _ties(keep: Keep | None, start: int) -> tuple[int, int]:
+    """Last ties of a source's trims, within a run of elements."""
     match keep:
         case Trim():
-            return _tie(keep, start), 0, 0
+            return _tie(keep, start), 0
         case Band():
-            return _tie(keep.inner, start), _tie(keep.outer, start), 0
-        case Drop():
-            return masks.word(keep.seed, start), masks.limit(keep.density), 0
-        case Prune():
-            return masks.word(keep.seed, start), *masks.ramp(keep.density, keep.epsilon)
-    return 0, _ALL, 0
+            return _tie(keep.inner, start), _tie(keep.outer, start)
+    return 0, 0
 
 
 def _tie(trim: Trim, start: int) -> int:

@@ -40,7 +40,7 @@ T = TypeVar("T")
 _KIND = "facts"
 """The folder of the cache."""
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever a fact would come out differently, or is laid out differently."""
 
 _WORTHWHILE = 1 << 15

@@ -89,7 +89,7 @@ def pruned(recipe: Recipe, pool: ModelPool, spec: TensorSpec) -> list[Part]:
         source: Prune(
             seed=masks.tensor_seed(recipe.mask_seed, source, spec.name),
             density=density,
-            epsilon=min(epsilons[source], density, 1 - density),
+            epsilon=masks.window(min(epsilons[source], density, 1 - density)),
             ranks=cast("RankScope", recipe.option("rank")),
             inverse=recipe.option("rescale") == "inverse",
         )

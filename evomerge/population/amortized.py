@@ -1,157 +1,257 @@
-"""Amortised Pareto fronts (MAP): quadratic models of the objectives, searched in place of the models themselves."""
+"""Amortised Pareto fronts (MAP): quadratic models of the objectives, searched in place of the models themselves.
+
+After Li et al. 2025, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation" (arXiv
+2406.07529). The paper answers with the front of the models; here a model's word alone is never an answer: what it
+proposes is verified, and the verified front is the answer, the knee first, then the loneliest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, final
 
 import numpy as np
 
-from evomerge.pareto import nondominated, shortlist
+from evomerge.pareto import shortlist
 from evomerge.population.base import Algorithm, Evaluation, Problem
-from evomerge.population.genetic import Nsga2
 from evomerge.population.latent import Floats
-from evomerge.rng import derive_seed, stream
-from evomerge.spaces import Genome
+from evomerge.population.trust_region import TrustRegion
+from evomerge.rng import derive_seed
+from evomerge.spaces import Gene, Genome
 
 if TYPE_CHECKING:
-    from evomerge.config import MapConfig
+    from evomerge.config import Acquisition, MapConfig
 
-__all__ = ["Map", "build"]
+__all__ = ["Map", "NestedMap", "build"]
 
-_RADIUS, _SMALLEST = 0.25, 0.02
-"""First and least reach of the trust region beyond the front, as a share of each gene's range."""
+_SAMPLES = 2
+"""Points for each unknown before a group of inputs is merged, as many as the paper takes: half of them to fit, and half
+of them proposals that were verified."""
 
-_SHRINK, _GROW = 0.7, 1.4
-"""What the reach is multiplied by after a generation that did not, or did, improve the front."""
 
-_RIDGE = 1e-4
-"""Penalty on coefficients, per observation; keeps the fit unique before there are as many points as unknowns."""
-
-_INNER_POPULATION, _INNER_GENERATIONS = 40, 15
-"""The search on the models."""
+_STILL = 1e-9
+"""A gene that differs by no more does not move."""
 
 
 @final
 class Map(Algorithm):
-    """Li et al. 2025, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation".
-
-    The first generations are Latin hypercubes around the start, until there are as many points as a quadratic has
-    unknowns. From then on, each generation fits a quadratic to every objective on the points in a trust region,
-    searches those models with NSGA-II inside that region, and proposes what it finds for verification. The region is
-    the box around the verified front, widened by a reach that grows with success; models say nothing of what lies
-    beyond.
-
-    Answers with the verified front: the knee first, then the loneliest. A model's word alone is never an answer.
+    """A trust region over all genes; see `TrustRegion`.
 
     Args:
         start: centre of the first region; few genes.
         objectives: number of costs of each genome.
         population: genomes per generation.
+        acquisition: what is proposed; see `TrustRegion`.
         seed: seed of the run.
     """
 
-    def __init__(self, *, start: Genome, objectives: int, population: int, seed: int) -> None:
+    def __init__(
+        self, *, start: Genome, objectives: int, population: int, acquisition: Acquisition = "mean", seed: int
+    ) -> None:
         self.population = population
-        self._objectives = objectives
-        self._seed = seed
-        self._generation = 0
-        self._reach = _RADIUS
-        self._low, self._high = _box(np.array([start.values]), _RADIUS)
-        self._genomes: Floats = np.empty((0, len(start)))
-        self._costs: Floats = np.empty((0, objectives))
+        self._region = TrustRegion(
+            start=np.array(start.values), objectives=objectives, acquisition=acquisition, seed=seed
+        )
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
-        return tuple(dict.fromkeys(Genome(tuple(self._genomes[i])) for i in shortlist(self._costs)))
+        return _front([Genome(tuple(row)) for row in self._region.points], self._region.costs)
 
     def _propose(self) -> tuple[Genome, ...]:
-        genes = self._genomes.shape[1]
-        unknowns = (genes + 1) * (genes + 2) // 2
-        rows = [] if len(self._genomes) < unknowns else self._promising()
-        rows += list(self._hypercube(self.population - len(rows)))
-        return tuple(Genome(tuple(row)) for row in rows)
+        return tuple(Genome(tuple(row)) for row in self._region.propose(self.population))
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
-        before = len(self._genomes)
-        self._genomes = np.vstack([self._genomes, [evaluation.genome.values for evaluation in evaluations]])
-        self._costs = np.vstack([self._costs, [evaluation.costs for evaluation in evaluations]])
-        self._generation += 1
-        front = nondominated(self._costs)
-        improved = any(i >= before for i in front)
-        self._reach = min(max(self._reach * (_GROW if improved else _SHRINK), _SMALLEST), _RADIUS)
-        self._low, self._high = _box(self._genomes[front], self._reach)
+        points = np.array([evaluation.genome.values for evaluation in evaluations])
+        self._region.learn(points, np.array([evaluation.costs for evaluation in evaluations]))
 
-    def _promising(self) -> list[Floats]:
-        """What is best on the models, spread over their front; less than a generation if there is no more.
 
-        Nothing where all costs are equal.
-        """
-        inside = ((self._genomes >= self._low) & (self._genomes <= self._high)).all(axis=1)
-        near = inside if inside.sum() > self._genomes.shape[1] else np.ones_like(inside)
-        if not np.ptp(self._costs[near], axis=0).any():
-            return []
-        models = _fit(self._scaled(self._genomes[near]), _tamed(self._costs[near]))
-        search = Nsga2(
-            start=Genome((0.5,) * len(self._low)),
-            objectives=self._objectives,
-            population=_INNER_POPULATION,
-            seed=derive_seed(self._seed, "map models", self._generation),
+@final
+class NestedMap(Algorithm):
+    """Nested merging (section 3.3 of the paper): few models are merged at a time, and the merges are merged in turn.
+
+    On each level, the inputs are cut into groups in their order, and a trust region is searched over the coefficients
+    of each group: one for each of its inputs, which scales how far that lies from the origin. Groups share the
+    generations. When each was told twice as many points as its models have unknowns, the best of each, by the weighted
+    mean of what was verified, is an input of the next level. The last level, of a single group, goes on to the end.
+
+    So many models cost few candidates: N inputs in pairs about 12 N, where one quadratic of all has N^2 / 2 unknowns.
+
+    Args:
+        inputs: genomes of the first level, such as each expert alone; two or more.
+        origin: what is left of an input when its coefficient is 0.
+        weights: one per objective; which of a group's merges goes on.
+        size: most inputs of a group, two or more.
+        population: genomes per generation.
+        acquisition: what is proposed; see `TrustRegion`.
+        seed: seed of the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: Sequence[Genome],
+        origin: Genome,
+        weights: tuple[float, ...],
+        size: int,
+        population: int,
+        acquisition: Acquisition,
+        seed: int,
+    ) -> None:
+        self.population = population
+        self._origin = np.array(origin.values)
+        self._weights = weights
+        self._size = size
+        self._acquisition = acquisition
+        self._seed = seed
+        self._level = 0
+        self._dealt = 0
+        self._told: list[Evaluation] = []
+        self._points: dict[int, Floats] = {}
+        self._groups = self._grouped([np.array(genome.values) for genome in inputs])
+
+    def answer(self) -> tuple[Genome, ...]:
+        """See `Algorithm.answer`."""
+        return _front([e.genome for e in self._told], np.array([e.costs for e in self._told]))
+
+    def _propose(self) -> tuple[Genome, ...]:
+        self._points = {
+            number: self._groups[number].region.propose(len(slots)) for number, slots in self._slots().items()
+        }
+        rows: dict[int, Genome] = {}
+        for number, slots in self._slots().items():
+            rows |= dict(zip(slots, map(self._groups[number].genome, self._points[number]), strict=True))
+        return tuple(rows[slot] for slot in range(self.population))
+
+    def _learn(self, evaluations: Sequence[Evaluation]) -> None:
+        costs = np.array([evaluation.costs for evaluation in evaluations])
+        for number, slots in self._slots().items():
+            self._groups[number].region.learn(self._points[number], costs[slots])
+        self._told += evaluations
+        self._dealt += self.population
+        if len(self._groups) > 1 and all(group.is_known for group in self._groups):
+            self._level += 1
+            self._dealt = 0
+            self._groups = self._grouped([group.merged(self._weights) for group in self._groups])
+
+    def _slots(self) -> dict[int, list[int]]:
+        """Places in the present generation by group, dealt in turn; a single input is left as it is."""
+        searched = [number for number, group in enumerate(self._groups) if len(group.inputs) > 1]
+        slots: dict[int, list[int]] = {}
+        for slot in range(self.population):
+            slots.setdefault(searched[(self._dealt + slot) % len(searched)], []).append(slot)
+        return slots
+
+    def _grouped(self, inputs: list[Floats]) -> list[_Group]:
+        """Neighbours, in groups as equal as can be."""
+        parts = np.array_split(np.array(inputs), -(-len(inputs) // self._size))
+        seeds = [derive_seed(self._seed, "nested map", self._level, number) for number in range(len(parts))]
+        objectives = len(self._weights)
+        return [
+            _Group.of(part, self._origin, objectives=objectives, acquisition=self._acquisition, seed=seed)
+            for part, seed in zip(parts, seeds, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Group:
+    """Inputs that are merged with each other, and the region of their coefficients.
+
+    A coordinate of the region runs over all coefficients that keep its input, alone, in the box of genomes.
+
+    Attributes:
+        inputs: `(k, d)`.
+        origin: `(d,)`.
+        low, high: `(k,)`, coefficients at 0 and at 1.
+        region: over k coordinates; starts at the average of the inputs.
+    """
+
+    inputs: Floats
+    origin: Floats
+    low: Floats
+    high: Floats
+    region: TrustRegion
+
+    @classmethod
+    def of(cls, inputs: Floats, origin: Floats, *, objectives: int, acquisition: Acquisition, seed: int) -> Self:
+        """A group that was told nothing."""
+        low, high = _within(origin, inputs - origin)
+        start = (1.0 / len(inputs) - low) / (high - low)
+        region = TrustRegion(start=start, objectives=objectives, acquisition=acquisition, seed=seed)
+        return cls(inputs=inputs, origin=origin, low=low, high=high, region=region)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was told enough to be merged."""
+        return len(self.inputs) == 1 or len(self.region.points) >= _SAMPLES * self.region.unknowns
+
+    def genome(self, point: Floats) -> Genome:
+        """The genome of a point of the region; within the box where the inputs together lead out of it."""
+        coefficients = self.low + point * (self.high - self.low)
+        values = self.origin + coefficients @ (self.inputs - self.origin)
+        return Genome(tuple(np.clip(values, 0.0, 1.0)))
+
+    def merged(self, weights: tuple[float, ...]) -> Floats:
+        """What goes on to the next level."""
+        best = self.inputs[0] if len(self.inputs) == 1 else self.genome(self.region.best(weights)).values
+        return np.array(best)
+
+
+def _within(origin: Floats, steps: Floats) -> tuple[Floats, Floats]:
+    """`(k,)` each: least and largest factor of each step from the origin that stays in the unit box; 0 and 1 for none.
+
+    Args:
+        origin: `(d,)`, in the box.
+        steps: `(k, d)`.
+    """
+    ahead, behind = (np.where(steps > 0.0, room, 1.0 - room) for room in (1.0 - origin, origin))
+    sizes = np.abs(steps)
+    moves = sizes > _STILL
+    low, high = (
+        np.min(room / np.where(moves, sizes, 1.0), axis=1, initial=np.inf, where=moves) for room in (behind, ahead)
+    )
+    return np.where(np.isfinite(low), -low, 0.0), np.where(np.isfinite(high), high, 1.0)
+
+
+def _front(genomes: Sequence[Genome], costs: Floats) -> tuple[Genome, ...]:
+    """The verified front, in the order in which it deserves a confirmation."""
+    return tuple(dict.fromkeys(genomes[i] for i in shortlist(costs)))
+
+
+def _origin(genes: Sequence[Gene], inputs: Sequence[Genome]) -> Genome:
+    """What all inputs have in common; where they differ, the natural zero, or what is closest to it."""
+    values = []
+    for gene, column in zip(genes, zip(*(genome.values for genome in inputs), strict=True), strict=True):
+        zero = min(max(0.0, gene.low), gene.high)
+        values.append(column[0] if len(set(column)) == 1 else (zero - gene.low) / (gene.high - gene.low))
+    return Genome(tuple(values))
+
+
+def build(config: MapConfig, problem: Problem) -> Map | NestedMap:
+    """As the configuration describes it.
+
+    Raises:
+        ValueError: nested merging in a space that does not know the models that it merges.
+    """
+    if config.nested is None:
+        return Map(
+            start=problem.space.start,
+            objectives=problem.objectives,
+            population=config.population,
+            acquisition=config.acquisition,
+            seed=problem.seed,
         )
-        for _ in range(_INNER_GENERATIONS):
-            genomes = search.ask()
-            costs = _terms(2.0 * np.array([genome.values for genome in genomes]) - 1.0) @ models
-            told = zip(genomes, costs, strict=True)
-            search.tell([Evaluation(genome=genome, costs=tuple(map(float, row))) for genome, row in told])
-        known = {tuple(row) for row in self._genomes}
-        found = [self._low + (self._high - self._low) * np.array(genome.values) for genome in search.answer()]
-        return [row for row in found if tuple(row) not in known][: self.population]
-
-    def _scaled(self, genomes: Floats) -> Floats:
-        """The region as the box from -1 to 1."""
-        scaled: Floats = 2.0 * (genomes - self._low) / (self._high - self._low) - 1.0
-        return scaled
-
-    def _hypercube(self, count: int) -> Floats:
-        """A Latin hypercube in the region, its first point the middle when the search begins."""
-        random = stream(self._seed, "map hypercube", self._generation)
-        ranks = random.permuted(np.tile(np.arange(count), (len(self._low), 1)), axis=1).T
-        rows: Floats = self._low + (self._high - self._low) * (ranks + random.random(ranks.shape)) / max(count, 1)
-        return rows
-
-
-def _box(genomes: Floats, reach: float) -> tuple[Floats, Floats]:
-    """Lower and upper corner of the box around some genomes, widened, within the unit box."""
-    return np.maximum(genomes.min(axis=0) - reach, 0.0), np.minimum(genomes.max(axis=0) + reach, 1.0)
-
-
-def _terms(points: Floats) -> Floats:
-    """`(n, (d + 1)(d + 2) / 2)`: one, the coordinates and their products."""
-    first, second = np.triu_indices(points.shape[1])
-    return np.hstack([np.ones((len(points), 1)), points, points[:, first] * points[:, second]])
-
-
-def _tamed(costs: Floats) -> Floats:
-    """Costs in units of their spread around the median; what is far out (a failure) is drawn in to 5 of them."""
-    scale = np.maximum(np.abs(costs).max(axis=0), 1e-300)
-    costs = costs / scale  # so that squares of huge costs do not overflow
-    middle = np.median(costs, axis=0)
-    spread = np.median(np.abs(costs - middle), axis=0)
-    tamed: Floats = np.clip((costs - middle) / np.where(spread > 1e-12, spread, 1.0), -5.0, 5.0)
-    return tamed
-
-
-def _fit(points: Floats, costs: Floats) -> Floats:
-    """`(terms, objectives)`: ridge regression that leaves the constant free."""
-    terms = _terms(points)
-    penalty = _RIDGE * len(points) * np.eye(terms.shape[1])
-    penalty[0, 0] = 1e-12
-    models = np.linalg.solve(terms.T @ terms + penalty, terms.T @ costs)
-    return np.asarray(models, dtype=np.float64)
-
-
-def build(config: MapConfig, problem: Problem) -> Map:
-    """As the configuration describes it."""
-    return Map(
-        start=problem.space.start, objectives=problem.objectives, population=config.population, seed=problem.seed
+    if len(problem.known) < 2:
+        raise ValueError(
+            f"map with nested merging needs the weights of two experts or more among the genes; got "
+            f"{len(problem.known)}; add `weight` to `genes`, or leave `nested` out"
+        )
+    return NestedMap(
+        inputs=problem.known,
+        origin=_origin(problem.space.genes, problem.known),
+        weights=problem.weights,
+        size=config.nested,
+        population=config.population,
+        acquisition=config.acquisition,
+        seed=problem.seed,
     )

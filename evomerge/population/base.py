@@ -153,6 +153,13 @@ class Algorithm(ABC):
         """What another algorithm would need to go on from here."""
         return Handover(genomes=self.answer())
 
+    def state(self) -> Mapping[str, float]:
+        """What tells how the search is going, by name, after the last `tell`: for reports, which draw what they find.
+
+        Names that begin with the same word are drawn together, such as the `sigma` of several distributions.
+        """
+        return {}
+
     @abstractmethod
     def _propose(self) -> tuple[Genome, ...]:
         """One generation."""
@@ -239,13 +246,13 @@ class Problem:
     @property
     def known(self) -> tuple[Genome, ...]:
         """Genomes that the space knows, such as each expert alone, or a model's own layers; may be empty."""
-        known: tuple[Genome, ...] = getattr(self.space, "seeds", ())
+        known: tuple[Genome, ...] = getattr(self.space, "known", ())
         return known
 
     @property
-    def seeds(self) -> tuple[Genome, ...]:
+    def founders(self) -> tuple[Genome, ...]:
         """The known genomes; where there are fewer than two, random ones."""
-        rows = stream(self.seed, "seeds").random((4, len(self.space.genes))).tolist()
+        rows = stream(self.seed, "founders").random((4, len(self.space.genes))).tolist()
         return self.known if len(self.known) > 1 else tuple(Genome(tuple(row)) for row in rows)
 
 

@@ -1,12 +1,15 @@
-"""CMA-ES with categories on the weighted mean of the objectives: the adapter around `cmaes.CatCMAwM`."""
+"""CMA-ES with categories on the weighted mean of the objectives: the adapter around `cmaes.CatCMAwM`.
+
+The library is imported with the first generation, as in `evomerge.population.cma`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, final
 
-import cmaes
 import numpy as np
 
 from evomerge.population.base import Algorithm, Evaluation, Problem
@@ -15,6 +18,8 @@ from evomerge.rng import derive_seed
 from evomerge.spaces import Gene, Genome
 
 if TYPE_CHECKING:
+    import cmaes
+
     from evomerge.config import CatCmaConfig
 
 __all__ = ["CatCma", "build"]
@@ -56,13 +61,22 @@ class CatCma(Algorithm):
         self._even = np.array([[float(k < n) / n for k in range(max(self._sizes))] for n in self._sizes])
         self._votes = self._even
         self._shares = _recombination(population)
-        self._optimizer = self._begin()
         self._samples: list[cmaes.CatCMAwM.Solution] = []
         self._last: list[Genome] = []
+
+    @cached_property
+    def _optimizer(self) -> cmaes.CatCMAwM:
+        return self._begin()
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
         return tuple(dict.fromkeys([self._genome(self._mean, self._votes), *self._last])) if self._last else ()
+
+    def state(self) -> dict[str, float]:
+        """See `Algorithm.state`: the step size, the mean share of each choice's most voted option, new beginnings."""
+        sigma = {"sigma": float(self._optimizer._sigma)} if len(self._mean) else {}
+        votes = {"agreement on choices": float(self._votes.max(axis=1).mean())} if self._votes.size else {}
+        return {**sigma, **votes, "restarts": float(self._restarts)}
 
     def _propose(self) -> tuple[Genome, ...]:
         self._samples = [self._optimizer.ask() for _ in range(self.population)]
@@ -103,6 +117,8 @@ class CatCma(Algorithm):
         return Genome(tuple(values))
 
     def _begin(self) -> cmaes.CatCMAwM:
+        import cmaes
+
         numbers, choices = len(self._mean), len(self._sizes)
         return cmaes.CatCMAwM(
             x_space=[[-np.inf, np.inf]] * numbers or None,

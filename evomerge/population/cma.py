@@ -1,11 +1,14 @@
-"""CMA-ES on the weighted mean of the objectives, full or diagonal: the adapter around `cmaes`."""
+"""CMA-ES on the weighted mean of the objectives, full or diagonal: the adapter around `cmaes`.
+
+The library is imported with the first generation: it loads much of scipy, and `evomerge check` only builds algorithms.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, final
 
-import cmaes
 import numpy as np
 
 from evomerge.population.base import FEWEST_EARLIER, Algorithm, Evaluation, Handover, Problem
@@ -14,6 +17,8 @@ from evomerge.rng import derive_seed
 from evomerge.spaces import Genome
 
 if TYPE_CHECKING:
+    import cmaes
+
     from evomerge.config import CmaConfig, SepCmaConfig
 
 __all__ = ["Cma", "build", "learned_from"]
@@ -23,6 +28,9 @@ _WIDEST = 1.0
 
 _WIDEST_ADAPTED = 0.4
 """The same for adapted learning rates: they widen a distribution that learns little, and so it learns less."""
+
+_NARROWEST = 1e-12
+"""Axes shorter than that count as so long."""
 
 _BROADENING = 0.1
 """Standard deviation around each of the earlier genomes that say where to begin."""
@@ -42,6 +50,8 @@ def learned_from(evaluations: Sequence[Evaluation], weights: tuple[float, ...]) 
     """
     if len(evaluations) < FEWEST_EARLIER:
         raise ValueError(f"a warm start needs at least {FEWEST_EARLIER} evaluations; got {len(evaluations)}")
+    import cmaes
+
     solutions = [(to_latent(told.genome), weighted_mean(told.costs, weights)) for told in evaluations]
     mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=1 / FEWEST_EARLIER, alpha=_BROADENING)
     return Distribution(mean=mean, sigma=float(sigma), covariance=covariance)
@@ -89,12 +99,15 @@ class Cma(Algorithm):
         self._diagonal = diagonal and len(start) > 1  # the library's diagonal form needs two dimensions
         self._lr_adapt = lr_adapt
         self._restarts = 0
-        first = learned or Distribution(mean=to_latent(start), sigma=sigma)
-        self._mean = first.mean
-        self._optimizer = self._begin(first)
+        self._first = learned or Distribution(mean=to_latent(start), sigma=sigma)
+        self._mean = self._first.mean
         self._latents: list[Floats] = []
         self._last: list[Genome] = []
         self._guest: Evaluation | None = None
+
+    @cached_property
+    def _optimizer(self) -> cmaes.CMA | cmaes.SepCMA:
+        return self._begin(self._first)
 
     @property
     def mean(self) -> Floats:
@@ -106,6 +119,16 @@ class Cma(Algorithm):
         full = self._optimizer._C if not self._diagonal else np.diag(np.asarray(self._optimizer._C))
         spread = Distribution(mean=self._mean, sigma=float(self._optimizer._sigma), covariance=np.array(full))
         return Handover(genomes=self.answer(), spreads=(spread,))
+
+    def state(self) -> dict[str, float]:
+        """See `Algorithm.state`: the step size, how much longer the longest axis is, and how often it began anew."""
+        variances = np.asarray(self._optimizer._C)
+        scales = np.sqrt(variances if self._diagonal else np.abs(np.linalg.eigvalsh(variances)))
+        return {
+            "sigma": float(self._optimizer._sigma),
+            "axis ratio": float(scales.max() / max(scales.min(), _NARROWEST)),
+            "restarts": float(self._restarts),
+        }
 
     def invite(self, guest: Evaluation) -> None:
         """Let a better genome from elsewhere take the place of the worst, once, in the coming `tell`.
@@ -153,6 +176,8 @@ class Cma(Algorithm):
         return drawn
 
     def _begin(self, first: Distribution) -> cmaes.CMA | cmaes.SepCMA:
+        import cmaes
+
         seed = derive_seed(self._seed, "cma", self._restarts) & 0xFFFFFFFF  # all that a RandomState takes
         common = {"mean": first.mean.copy(), "sigma": first.sigma, "population_size": self.population, "seed": seed}
         if self._diagonal:

@@ -108,7 +108,7 @@ def build(config: FrankWolfeConfig, problem: Problem) -> FrankWolfe:
     genes = problem.space.genes
     return FrankWolfe(
         start=problem.space.start,
-        vertices=problem.seeds,
+        vertices=problem.founders,
         parts=places(genes) if config.by == "layer" else [range(len(genes))],
         weights=problem.weights,
         population=config.population,

@@ -72,7 +72,7 @@ class Graft(SteadyAlgorithm):
         return tuple(self._survivors[i] for i in shortlist([self._costs[genome] for genome in self._survivors]))
 
     def _propose(self) -> tuple[Genome, ...]:
-        genomes = list(self._space.seeds[: self.population])
+        genomes = list(self._space.known[: self.population])
         if self._generation:
             genomes = sorted(self._survivors, key=self._times.__getitem__)[: max(self.population // 6, 1)]
         for slot in range(len(genomes), self.population):
@@ -81,8 +81,8 @@ class Graft(SteadyAlgorithm):
 
     def _next(self, number: int) -> Genome:
         generation, slot = divmod(number, self.population)
-        if number < min(len(self._space.seeds), self.population):
-            return self._space.seeds[number]
+        if number < min(len(self._space.known), self.population):
+            return self._space.known[number]
         resting = [genome for genome in self._survivors if genome not in self._flying]
         if generation and slot < max(self.population // 6, 1) and resting:
             return min(resting, key=self._times.__getitem__)
@@ -132,7 +132,7 @@ class Graft(SteadyAlgorithm):
         if generation == 0 or not self._survivors:
             return self._moved(self._space.start, random)
         if slot >= self.population - max(round(_IMMIGRANTS * self.population), 1):
-            genome = self._space.seeds[random.integers(len(self._space.seeds))]
+            genome = self._space.known[random.integers(len(self._space.known))]
             for _ in range(random.integers(1, 4)):
                 genome = self._moved(genome, random)
             return genome

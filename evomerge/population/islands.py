@@ -81,6 +81,13 @@ class Islands(Algorithm):
         spreads = (spread for island in self._islands for spread in island.handover().spreads)
         return Handover(genomes=self.answer(), spreads=tuple(spreads))
 
+    def state(self) -> dict[str, float]:
+        """See `Algorithm.state`: the islands' step sizes, the middle of the front first, and all new beginnings."""
+        found = [island.state() for island in self._islands]
+        places = ["the middle", *(f"objective {number}" for number in range(1, len(found)))]
+        sigmas = {f"sigma, {place}": state["sigma"] for place, state in zip(places, found, strict=True)}
+        return {**sigmas, "restarts": sum(state["restarts"] for state in found)}
+
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
         if not self._last:

@@ -117,15 +117,15 @@ def _matrix(archive: Sequence[Member], weights: Sequence[float]) -> tuple[Floats
 class M2n2(SteadyAlgorithm):
     """Model Merging of Natural Niches, by generations or, as in the paper, one child at a time.
 
-    The first genomes are the space's seeds; a generation that they do not fill is filled with children of two of them.
-    From then on, a first parent is drawn by shared fitness, a second one by its attraction to the first, and the child
-    is crossed at a random split with a random share. A generation is bred from one archive; its members then enter the
-    archive one at a time, in order, each driving out whoever has the lowest shared fitness. Without generations, each
-    child is bred from the archive of the moment.
+    The first genomes are its founders, those that the space knows; a generation that they do not fill is filled with
+    children of two of them. From then on, a first parent is drawn by shared fitness, a second one by its attraction to
+    the first, and the child is crossed at a random split with a random share. A generation is bred from one archive;
+    its members then enter the archive one at a time, in order, each driving out whoever has the lowest shared fitness.
+    Without generations, each child is bred from the archive of the moment.
 
     Who failed, or breaks a constraint, answered nothing here and never enters. While fewer than two are in the archive,
-    parents are drawn from the seeds. Items that members were not asked (races, fresh draws) do not count for or against
-    them; members of different draws meet on few items, so that a fixed draw suits this algorithm best.
+    parents are drawn from the founders. Items that members were not asked (races, fresh draws) do not count for or
+    against them; members of different draws meet on few items, so that a fixed draw suits this algorithm best.
 
     Answers with the archive, front after front.
 
@@ -153,7 +153,7 @@ class M2n2(SteadyAlgorithm):
         seed: int,
     ) -> None:
         self.population = population
-        self._space, self._seeds, self._weights, self._size = space, space.seeds, weights, archive
+        self._space, self._founders, self._weights, self._size = space, space.known, weights, archive
         self._alpha, self._mutation, self._seed = alpha, mutation, seed
         self._generation = 0
         self._archive: tuple[Member, ...] = ()
@@ -177,18 +177,18 @@ class M2n2(SteadyAlgorithm):
 
     def _propose(self) -> tuple[Genome, ...]:
         first = self._generation * self.population
-        seeds = self._seeds[first : first + self.population]
+        founders = self._founders[first : first + self.population]
         taken = self._taken()
-        places = [(self._generation, slot) for slot in range(len(seeds), self.population)]
+        places = [(self._generation, slot) for slot in range(len(founders), self.population)]
         crossings = [self._mate(*place, taken) for place in places]
-        self._crossings = (*(None for _ in seeds), *crossings)
+        self._crossings = (*(None for _ in founders), *crossings)
         children = [self._child(crossing, *place) for crossing, place in zip(crossings, places, strict=True)]
-        return (*seeds, *children)
+        return (*founders, *children)
 
     def _next(self, number: int) -> Genome:
-        if number < len(self._seeds):
+        if number < len(self._founders):
             self._crossings = (None,)
-            return self._seeds[number]
+            return self._founders[number]
         place = divmod(number, self.population)
         crossing = self._mate(*place, self._taken())
         self._crossings = (crossing,)
@@ -217,8 +217,8 @@ class M2n2(SteadyAlgorithm):
 
     def _parents(self, random: np.random.Generator, taken: Floats | None) -> tuple[Genome, Genome]:
         if taken is None or len(taken) < 2:
-            one, other = random.choice(len(self._seeds), size=2, replace=False)
-            return self._seeds[one], self._seeds[other]
+            one, other = random.choice(len(self._founders), size=2, replace=False)
+            return self._founders[one], self._founders[other]
         one = _drawn(random, _mean(taken), range(len(taken)))
         other = _drawn(random, attraction(taken, one), [i for i in range(len(taken)) if i != one])
         return self._archive[one].genome, self._archive[other].genome

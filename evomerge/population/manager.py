@@ -76,6 +76,10 @@ class PopulationManager:
         """Where each genome that was asked last comes from; empty if the algorithm does not cross."""
         return self._algorithm.lineage
 
+    def state(self) -> dict[str, float]:
+        """What tells how the search is going, see `Algorithm.state`; without what is not finite."""
+        return {name: value for name, value in self._algorithm.state().items() if math.isfinite(value)}
+
     def ask(self) -> tuple[Genome, ...]:
         """The next generation.
 

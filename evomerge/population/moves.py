@@ -1,14 +1,16 @@
 """Moves on paths through layers: each changes one run of layers and leaves the rest as it is.
 
 A run that is replaced or put in keeps native depth: the layers that stood there, of another model. That crosses in one
-step what no sequence of better and better paths leads over.
+step what no sequence of better and better paths leads over. A scale at a joint, where the path leaves its model or its
+order, goes along when the joint moves; any other stays with its layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +28,9 @@ Move = Callable[[Path, "RoutingSpace", np.random.Generator], Path]
 _TRIES = 8
 """Moves that are tried until one leads to another path of the space."""
 
+_SHIFT = 0.5
+"""Chance that a border that is shifted stops after each layer; so it passes two on average."""
+
 _SPREAD = 0.3
 """Standard deviation of a change of scale, as a logarithm."""
 
@@ -37,6 +42,8 @@ def moved(path: Path, space: RoutingSpace, random: np.random.Generator) -> Path:
     for number in random.choice(len(moves), size=_TRIES, p=shares / shares.sum()):
         move = [*moves][int(number)]
         changed = move(path, space, random)
+        if move is not _scale:
+            changed = _rescaled(changed, path)
         if changed != path and space.stock.allows(len(changed)):
             return changed
     return path
@@ -46,9 +53,9 @@ def _moves(space: RoutingSpace) -> dict[Move, float]:
     """What may be done in a space, and how often it is tried."""
     moves: dict[Move, float] = {}
     if len(space.stock.sources) > 1:
-        moves |= {_graft: 4.0, _shift: 1.0}
+        moves |= {_graft: 3.0, _shift: 3.0}
     if not space.aligned:
-        moves |= {_insert: 1.0, _delete: 1.0, _repeat: 1.0}
+        moves |= {_insert: 0.5, _delete: 0.5, _repeat: 0.5}
     if space.scales[0] < space.scales[1]:
         moves |= {_scale: 2.0}
     return moves
@@ -78,20 +85,22 @@ def _repeat(path: Path, space: RoutingSpace, random: np.random.Generator) -> Pat
 
 
 def _shift(path: Path, space: RoutingSpace, random: np.random.Generator) -> Path:
-    """One layer at a border between two models goes to the other model."""
+    """A few layers at a border between two models go to the other model."""
     borders = [place for place in range(1, len(path)) if path[place].source != path[place - 1].source]
     if not borders:
         return path
     border = borders[random.integers(len(borders))]
-    before, after = path[border - 1], path[border]
+    many = int(random.geometric(_SHIFT))
+    start, stop, giver = (border, border + many, border - 1)
     if random.random() < 0.5:
-        return (*path[: border - 1], replace(before, source=after.source), *path[border:])
-    return (*path[:border], replace(after, source=before.source), *path[border + 1 :])
+        start, stop, giver = (max(border - many, 0), border, border)
+    run = tuple(replace(hop, source=path[giver].source) for hop in path[start:stop])
+    return path[:start] + run + path[stop:]
 
 
 def _scale(path: Path, space: RoutingSpace, random: np.random.Generator) -> Path:
     """Another scale where the path leaves its model or its order, else anywhere."""
-    joints = [place for place in range(1, len(path)) if _is_joint(path[place - 1], path[place])]
+    joints = [*_joints(path)]
     places = joints if joints and random.random() < 0.8 else range(len(path))
     place = places[random.integers(len(places))]
     low, high = space.scales
@@ -99,8 +108,32 @@ def _scale(path: Path, space: RoutingSpace, random: np.random.Generator) -> Path
     return (*path[:place], replace(path[place], scale=scale), *path[place + 1 :])
 
 
-def _is_joint(before: Hop, after: Hop) -> bool:
-    return after.source != before.source or after.layer != before.layer + 1
+def _rescaled(path: Path, before: Path) -> Path:
+    """A path with the scales of the one before the move.
+
+    A joint takes the scale of the nearest joint between the same models, or 1; any other layer keeps its own.
+    """
+    joints = _joints(before)
+    own = {(hop.source, hop.layer): hop.scale for place, hop in enumerate(before) if place not in joints}
+    scales = [own.get((hop.source, hop.layer), 1.0) for hop in path]
+    for place, models in _joints(path).items():
+        scales[place] = _nearest(path[place], [before[other] for other, pair in joints.items() if pair == models])
+    return tuple(replace(hop, scale=scale) for hop, scale in zip(path, scales, strict=True))
+
+
+def _nearest(hop: Hop, alike: Sequence[Hop]) -> float:
+    """The scale of whichever is nearest in depth; 1 if there is none."""
+    return min(alike, key=lambda other: abs(other.layer - hop.layer), default=Hop(layer=0)).scale
+
+
+def _joints(path: Path) -> dict[int, tuple[str | None, str | None]]:
+    """Where a path leaves its model or its order, and the models before and after."""
+    steps = enumerate(pairwise(path), start=1)
+    return {
+        place: (one.source, other.source)
+        for place, (one, other) in steps
+        if other.source != one.source or other.layer != one.layer + 1
+    }
 
 
 def _run(length: int, random: np.random.Generator) -> tuple[int, int]:

@@ -34,6 +34,7 @@ class RandomSearch(SteadyAlgorithm):
         self._seed = seed
         self._generation = 0
         self._told: list[Evaluation] = []
+        self._latest: tuple[int, tuple[Genome, ...]] = (-1, ())
 
     def answer(self) -> tuple[Genome, ...]:
         """See `Algorithm.answer`."""
@@ -44,7 +45,9 @@ class RandomSearch(SteadyAlgorithm):
 
     def _next(self, number: int) -> Genome:
         generation, slot = divmod(number, self.population)
-        return self._drawn(generation)[slot]
+        if self._latest[0] != generation:
+            self._latest = generation, self._drawn(generation)
+        return self._latest[1][slot]
 
     def _drawn(self, generation: int) -> tuple[Genome, ...]:
         rows = stream(self._seed, "random search", generation).random((self.population, self._genes))

@@ -79,6 +79,10 @@ class Refined(Algorithm):
         """See `Algorithm.answer`: the stage's, or that of the one before while nothing was told in this one."""
         return self._up(self._stage.answer()) or self._left
 
+    def state(self) -> dict[str, float]:
+        """See `Algorithm.state`: the stage, counted from 1, and its algorithm's."""
+        return {"stage": self._number + 1.0, **self._stage.state()}
+
     def _propose(self) -> tuple[Genome, ...]:
         if self._config.stage_at(self._asked_so_far) != self._number:
             self._advance()

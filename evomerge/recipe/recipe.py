@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 from evomerge.recipe.field import Field, Role
@@ -73,6 +73,7 @@ class Recipe:
     path: tuple[Hop, ...] = ()
     mask_seed: int = 0
     dtype: OutputDtype
+    _digest: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         operator = OPERATORS.get(self.operator)
@@ -135,12 +136,12 @@ class Recipe:
             raise ValueError(f"{self.operator}: parameters must be {expected}; got {names}")
         if len({field.layers for _, field in self.parameters}) != 1:
             raise ValueError(f"{self.operator}: all parameters must have the same number of layers")
-        for name, field in self.parameters:
+        for name, over in self.parameters:
             parameter = operator.adjustable[name]
             width = len(self.sources) if parameter.scope == "source" else 1
-            if field.width != width:
-                raise ValueError(f"{self.operator}: {name} needs {width} value(s) per row; got {field.width}")
-            values = [v for _, rows in field.by_role() for row in rows for v in row]
+            if over.width != width:
+                raise ValueError(f"{self.operator}: {name} needs {width} value(s) per row; got {over.width}")
+            values = [v for _, rows in over.by_role() for row in rows for v in row]
             if min(values) < parameter.minimum or max(values) > parameter.maximum:
                 raise ValueError(
                     f"{self.operator}: {name} must lie in [{parameter.minimum}, {parameter.maximum}]; "
@@ -238,7 +239,9 @@ class Recipe:
     @property
     def digest(self) -> str:
         """32 hexadecimal digits; equal digests mean equal weights from the same pool."""
-        return hashlib.blake2b(self.canonical().encode(), digest_size=16).hexdigest()
+        if not self._digest:  # asked for many times, and dear
+            object.__setattr__(self, "_digest", hashlib.blake2b(self.canonical().encode(), digest_size=16).hexdigest())
+        return self._digest
 
 
 def _canonical(operator: Operator, name: str, field: Field) -> tuple[str, Field]:

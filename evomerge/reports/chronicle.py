@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -89,15 +90,30 @@ def _totals(results: Iterable[Result]) -> dict[int, tuple[int, int, int, float]]
 
 
 def generations(
-    candidates: Iterable[Candidate], entries: Mapping[int, Entry], front: Sequence[int], failed: Iterable[int]
+    candidates: Iterable[Candidate],
+    entries: Mapping[int, Entry],
+    front: Sequence[int],
+    failed: Iterable[int],
+    states: Mapping[str, Mapping[str, float]],
 ) -> tuple[Generation, ...]:
-    """What the algorithm did, generation by generation; anchors and answers are not its own."""
+    """What the algorithm did, generation by generation; anchors and answers are not its own.
+
+    Args:
+        candidates: all of them.
+        entries: by candidate, with its estimate.
+        front: estimated.
+        failed: candidates without a score.
+        states: what the algorithm told of itself, by generation.
+    """
     lost, best = set(failed), set(front)
     grouped: dict[int, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         if candidate.kind == "search":
             grouped[candidate.generation].append(candidate)
-    return tuple(_generation(number, members, entries, best, lost) for number, members in sorted(grouped.items()))
+    return tuple(
+        replace(_generation(number, members, entries, best, lost), state=states.get(str(number), {}))
+        for number, members in sorted(grouped.items())
+    )
 
 
 def _generation(

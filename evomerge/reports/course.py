@@ -6,7 +6,7 @@ Knows nothing of run folders, files or pages.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Cost", "Curve", "Failure", "Generation", "History", "Try", "Utilization"]
 
@@ -49,6 +49,7 @@ class Generation:
         best, median: of the estimated mean of the objectives, higher is better; None if all failed.
         front: how many of the estimated front it brought.
         spread: standard deviation of a gene over the generation, the mean over all genes; genes go from 0 to 1.
+        state: what the algorithm tells of itself after it, see `Algorithm.state`; empty if it tells nothing.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Generation:
     median: float | None
     front: int
     spread: float
+    state: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +119,7 @@ class Cost:
         confirmations, items: results on unseen items; item responses that were computed, copies left out.
         tokens: read and written for them; those of a user's own functions are not known.
         attempts: number of attempts by status.
+        unspent: what became of the rest of the budget, in words; empty if all of it was spent.
         audit: what randomly drawn items said of the item banks, in words; empty without banks.
     """
 
@@ -129,5 +132,6 @@ class Cost:
     confirmations: int
     items: int
     attempts: Mapping[str, int]
+    unspent: str = ""
     audit: str = ""
     tokens: int = 0

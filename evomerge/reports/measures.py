@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evomerge.fitness import Estimate, Told, mean_estimate, scores
+from evomerge.fitness import Estimate, Told, scores_and_mean
 from evomerge.fitness.estimate import weights
 from evomerge.reports.summary import Measure, Scores
 
@@ -26,10 +26,10 @@ def measured_scores(answers: Sequence[Answer], experiment: Experiment) -> Scores
         TaskError: answers that do not belong to the objectives.
     """
     objectives, level = experiment.fitness.objectives, experiment.fitness.confirm.level
-    estimates = zip(objectives, scores(answers, objectives), strict=True)
+    each, mean = scores_and_mean(answers, objectives)
     return Scores(
-        mean=_measure(mean_estimate(answers, objectives), level),
-        each=tuple(_measure(estimate, level, minimized=o.goal == "min") for o, estimate in estimates),
+        mean=_measure(mean, level),
+        each=tuple(_measure(e, level, minimized=o.goal == "min") for o, e in zip(objectives, each, strict=True)),
     )
 
 

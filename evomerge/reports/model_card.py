@@ -39,7 +39,7 @@ def model_card(
     inherited = {name: licences.get(name) for name in parents}
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(parents, inherited), sort_keys=False, allow_unicode=True)}---",
-        f"# {_text(summary.name)}: candidate {_text(entry.name)}",
+        f"# {_text(summary.name)}: {'anchor' if entry.kind == 'anchor' else 'candidate'} {_text(entry.name)}",
         _origin(entry, parents),
         *_licence_note(inherited, parents),
         *_results(summary, entry),
@@ -51,9 +51,15 @@ def model_card(
 
 
 def _origin(entry: Entry, parents: Mapping[str, str]) -> str:
+    merged = _listed(parents.values())
     if len(parents) == 1 and not entry.recipe.path:
-        return f"{_listed(parents.values())} as it is: a model of the pool, which evomerge measured its merges against."
-    return f"A merge of {_listed(parents.values())}, found by evomerge without training: {_text(entry.description)}."
+        return f"{merged} as it is: a model of the pool, which evomerge measured its merges against."
+    if entry.kind == "anchor":
+        return (
+            f"The {_text(entry.name)} average of {merged}, which needed no search: evomerge measured the "
+            "merges that it found against it."
+        )
+    return f"A merge of {merged}, found by evomerge without training: {_text(entry.description)}."
 
 
 def _front_matter(parents: Mapping[str, str], licences: Mapping[str, str | None]) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def _facts(standing: Standing) -> Iterable[tuple[str, str]]:
         yield "front", f"{len(standing.front)} members, by estimates that favour the lucky; the end confirms them"
     elif standing.done:
         yield "scores", f"in the report, which reads all results: evomerge report {standing.folder}"
-    yield "evaluations", f"{standing.done:,} of {standing.planned:,} ({standing.copied:,} copied from equal recipes)"
+    rest = f"; {standing.unspent}" if standing.unspent else ""
+    copied = f"({standing.copied:,} copied from equal recipes)"
+    yield "evaluations", f"{standing.done:,} of {standing.planned:,} {copied}{rest}"
     yield "generations", f"{standing.generations:,}"
     yield "confirmed", f"{standing.confirmed:,} candidates on unseen items"
     busiest = sorted(standing.workers.items(), key=lambda pair: -pair[1].jobs)

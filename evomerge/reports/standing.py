@@ -20,7 +20,7 @@ from evomerge.reports.chronicle import items_of
 from evomerge.reports.course import Failure
 from evomerge.reports.measures import believed_scores, measured_scores
 from evomerge.reports.summarize import objective_of, state_of
-from evomerge.reports.words import audit_words, one_line
+from evomerge.reports.words import audit_words, one_line, unspent
 
 if TYPE_CHECKING:
     from evomerge.config import Experiment
@@ -68,6 +68,7 @@ class Standing:
         workers: by name.
         attempts: number of attempts by status.
         rewritten: mean share of the live model's weights that a candidate had to write; None if no worker told.
+        unspent: what became of the rest of the budget, in words.
         audit: what randomly drawn items said of the item banks, in words.
     """
 
@@ -94,6 +95,7 @@ class Standing:
     tokens: int
     wall_seconds: float
     rewritten: float | None
+    unspent: str
     audit: str
 
     @property
@@ -167,6 +169,12 @@ class Tally:
             tokens=self._tokens,
             wall_seconds=spent.get("wall_seconds", 0.0),
             rewritten=self._rewritten / self._told if self._told else None,
+            unspent=unspent(
+                self._experiment,
+                counts["asked"],
+                sum(failure.phase == "search" for failure in failures),
+                finished=store.meta("state") == "finished",
+            ),
             audit=audit_words(json.loads(store.meta("audit") or "{}")),
         )
 

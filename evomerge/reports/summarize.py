@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from evomerge.config import Experiment
 from evomerge.errors import StoreError, TaskError
 from evomerge.fitness import Told, broken, with_costs
-from evomerge.pareto import knee, nondominated
+from evomerge.pareto import best, knee, nondominated
 from evomerge.reports.chronicle import corner, curve, generations, items_of, tries, utilization
 from evomerge.reports.confirmed import confirmation
 from evomerge.reports.course import Cost, Curve, Failure, History
 from evomerge.reports.measures import believed_scores, measured_scores
 from evomerge.reports.summary import Entry, Objective, Summary
-from evomerge.reports.words import audit_words, describe, one_line
+from evomerge.reports.words import audit_words, describe, one_line, unspent
 from evomerge.runs import experiment_of, holder
 
 if TYPE_CHECKING:
@@ -88,11 +88,15 @@ def summarize(store: RunStore, random: RunStore | None = None) -> Summary:
         entries=entries,
         front=front,
         knee=list(costs)[knee([*costs.values()])] if costs else None,
-        best={o.name: min(costs, key=lambda c: costs[c][k]) for k, o in enumerate(record.objectives)} if costs else {},
+        best=_best(record),
         confirmation=confirmation(entries, record.confirmed, experiment) if finished else None,
         history=_history(record, None if random is None else _comparable(record, random)),
         generations=generations(
-            record.candidates, entries, front, [f.candidate for f in record.failures if f.phase == "search"]
+            record.candidates,
+            entries,
+            front,
+            [f.candidate for f in record.failures if f.phase == "search"],
+            _noted(store, "algorithm"),
         ),
         tries=tries(attempts),
         utilization=utilization(attempts),
@@ -108,6 +112,11 @@ def summarize(store: RunStore, random: RunStore | None = None) -> Summary:
             for text in (*json.loads(store.meta("warnings") or "[]"), *_unconfirmed(entries, experiment, finished))
         ),
     )
+
+
+def _best(record: _Record) -> dict[str, int]:
+    rows = [*record.costs.values()]
+    return {o.name: list(record.costs)[best(rows, k)] for k, o in enumerate(record.objectives)} if rows else {}
 
 
 def _read(store: RunStore) -> _Record:
@@ -269,6 +278,12 @@ def _cost(store: RunStore, record: _Record, attempts: Mapping[str, int]) -> Cost
         confirmations=sum(phase == "confirm" for _, phase in scored),
         items=sum(items_of(result.responses) for result in computed),
         attempts=dict(attempts),
+        unspent=unspent(
+            record.experiment,
+            sum(candidate.kind != "answer" for candidate in record.candidates),
+            sum(failure.phase == "search" for failure in record.failures),
+            finished=store.meta("state") == "finished",
+        ),
         audit=audit_words(_noted(store, "audit")),
         tokens=sum(result.tokens for result in computed),
     )

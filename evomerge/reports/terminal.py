@@ -16,7 +16,7 @@ from evomerge.reports.words import difference, mean_words, membership, number, p
 
 __all__ = ["print_verdict"]
 
-_STYLES = {"gain": "bold green", "partial": "bold yellow", "none": "bold yellow", "unconfirmed": "bold magenta"}
+_STYLES = {"better": "bold green", "unconfirmed": "bold magenta", "empty": "bold"}
 _MOST_OBJECTIVES = 4
 """As many objective columns as fit in 80."""
 
@@ -29,17 +29,19 @@ def print_verdict(summary: Summary, console: Console, report: Path | None = None
         console: where to print.
         report: the HTML report, if one was written.
     """
-    found = verdict(summary)
-    console.print(Text(found.headline, style=_STYLES.get(found.kind, "bold")))
+    found, cost = verdict(summary), summary.cost
+    console.print(Text(found.headline, style=_STYLES.get(found.kind, "bold yellow")))
     console.print(Text(found.detail))
+    if cost.unspent:
+        console.print(Text(f"{cost.evaluations} of {cost.budget} evaluations: {cost.unspent}."))
     if summary.knee is not None:
         console.print(_scores(summary))
     if found.candidate is not None:
         console.print(_gains(summary, found.candidate, found.of))
     commands = summary.commands()
     lines = [f"Report:  {report or commands['report']}"]
-    if found.candidate is not None:
-        lines.append(f"Export:  {summary.export_command(found.candidate)}")
+    if found.take is not None:
+        lines.append(f"Export:  {summary.export_command(found.take)}")
     for line in lines:  # a command that is broken over two lines cannot be copied
         console.print(Text(line), soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,21 +18,43 @@ class Verdict:
     """What was found, and whether to believe it.
 
     Attributes:
-        candidate: the merged candidate that it recommends, if any.
-        of: what that candidate gains in, an objective's name or `MEAN`.
-        kind: `gain`: a candidate beats every parent in the mean of the objectives; `partial`: only in one objective;
-            `none`: not at all; `unconfirmed`: nothing may be claimed yet; `empty`: nothing was scored.
+        kind: `better`: a candidate beats every anchor (the parents and their uniform average) in the mean of the
+            objectives; `partial`: only in one objective; `same`: none does, and one is not measurably worse than any
+            of them; `worse`: each is worse than one of them; `none`: there is nobody, or nothing, to compare;
+            `unconfirmed`: nothing may be claimed yet; `empty`: nothing was scored.
+        candidate: the merged candidate that it speaks of, if any.
+        of: in what that candidate is compared, an objective's name or `MEAN`.
+        take: what to export by it: that candidate, or an average that is as good; None where a parent is.
     """
 
-    kind: Literal["gain", "partial", "none", "unconfirmed", "empty"]
+    kind: Literal["better", "partial", "same", "worse", "none", "unconfirmed", "empty"]
     headline: str
     detail: str
     candidate: int | None = None
     of: str = MEAN
+    take: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Match:
+    """A merged candidate against the anchors, in one objective or in the mean.
+
+    Attributes:
+        gains: over each anchor, the closest first.
+    """
+
+    entry: Entry
+    outcome: Literal["better", "same", "worse"]
+    gains: list[Gain]
+
+    @property
+    def closest(self) -> Gain:
+        """Over the anchor that decides: none is harder to beat, or beats it more surely."""
+        return self.gains[0]
 
 
 def verdict(summary: Summary) -> Verdict:
-    """The verdict in two sentences, and warnings. Claims only gains whose interval lies above 0 for every parent."""
+    """The verdict in a few sentences, and warnings. Claims only differences whose interval leaves 0 out."""
     found = _found(summary)
     return replace(found, detail=" ".join([found.detail, *(f"Warning: {text}." for text in summary.warnings)]))
 
@@ -42,37 +64,38 @@ def _found(summary: Summary) -> Verdict:
         return _empty(summary)
     if summary.confirmation is None:
         return _unconfirmed(summary)
-    whole = _winners(summary, summary.confirmation, MEAN)
-    if whole:
-        return _gain(summary, summary.confirmation, whole)
+    matches = _matches(summary, summary.confirmation, MEAN)
+    if not matches:
+        return _nobody(summary, summary.confirmation)
+    if matches[0].outcome == "better":
+        return _better(summary, matches[0])
     for objective in summary.objectives:
-        if part := _winners(summary, summary.confirmation, objective.name):
-            return _partial(summary, summary.confirmation, objective.name, part[0])
-    return _none(summary, summary.confirmation)
+        of_one = _matches(summary, summary.confirmation, objective.name)
+        if of_one and of_one[0].outcome == "better":
+            return _partial(summary, objective.name, of_one[0], matches[0])
+    return _not_better(summary, matches[0])
 
 
-def _gains(summary: Summary, confirmation: Confirmation, candidate: int, of: str) -> list[Gain]:
-    """Over each parent, the closest parent first."""
-    parents = {parent.id for parent in summary.parents}
-    gains = [g for g in confirmation.gains if g.candidate == candidate and g.of == of and g.anchor in parents]
-    return sorted(gains, key=lambda gain: gain.measure.low)
+def _matches(summary: Summary, confirmation: Confirmation, of: str) -> list[_Match]:
+    """Merged candidates that keep all constraints and were compared with every anchor: the best outcome first.
 
-
-def _winners(summary: Summary, confirmation: Confirmation, of: str) -> list[int]:
-    """Merged candidates that keep all constraints and beat every parent: the knee first, then by how surely.
-
-    A lower cost is no finding, so nobody wins by it.
+    A lower cost is no finding, so nobody is compared in one.
     """
-    worst = {
-        entry.id: gains[0].measure.low
-        for entry in summary.finalists
-        if not entry.broken
-        and (gains := _gains(summary, confirmation, entry.id, of))
-        and len(gains) == len(summary.parents)
-        and gains[0].measure.items
-    }
-    winners = [candidate for candidate, low in worst.items() if low > 0]
-    return sorted(winners, key=lambda candidate: (candidate != confirmation.knee, -worst[candidate], candidate))
+    found = []
+    for entry in summary.finalists:
+        gains = [gain for gain in confirmation.gains if gain.candidate == entry.id and gain.of == of]
+        if not entry.broken and len(gains) == len(summary.anchors) and all(gain.measure.items for gain in gains):
+            found.append(_match(entry, gains))
+    order = ("better", "same", "worse")
+    found.sort(key=lambda match: (match.entry.id != confirmation.knee, -match.closest.measure.low, match.entry.id))
+    return sorted(found, key=lambda match: order.index(match.outcome))
+
+
+def _match(entry: Entry, gains: list[Gain]) -> _Match:
+    if any(gain.measure.high < 0 for gain in gains):
+        return _Match(entry=entry, outcome="worse", gains=sorted(gains, key=lambda gain: gain.measure.high))
+    nearest = sorted(gains, key=lambda gain: gain.measure.low)
+    return _Match(entry=entry, outcome="better" if nearest[0].measure.low > 0 else "same", gains=nearest)
 
 
 def _empty(summary: Summary) -> Verdict:
@@ -100,92 +123,115 @@ def _unconfirmed(summary: Summary) -> Verdict:
     )
 
 
-def _gain(summary: Summary, confirmation: Confirmation, winners: list[int]) -> Verdict:
-    winner = summary.entries[winners[0]]
-    closest = _gains(summary, confirmation, winner.id, MEAN)[0]
-    role = "the knee" if winner.id == confirmation.knee else "not the knee"
-    return Verdict(
-        kind="gain",
-        candidate=winner.id,
-        headline=(
-            f"Gain: {_called(winner)} ({role}) beats every parent in {mean_words(summary)}: "
-            f"{difference(closest.measure)} over {summary.entries[closest.anchor].name}, the closest"
-            f"{_as_good_for_free(summary, confirmation, winner.id)}."
-        ),
-        detail=f"{_trust(summary, closest)} {_against_averages(summary, confirmation, winner.id)}".strip(),
-    )
-
-
-def _partial(summary: Summary, confirmation: Confirmation, objective: str, candidate: int) -> Verdict:
-    closest = _gains(summary, confirmation, candidate, objective)[0]
-    return Verdict(
-        kind="partial",
-        candidate=candidate,
-        of=objective,
-        headline=(
-            f"No candidate beats every parent in {mean_words(summary)}, but {_called(summary.entries[candidate])} "
-            f"does in {objective}: {difference(closest.measure)} over {summary.entries[closest.anchor].name}."
-        ),
-        detail=_trust(summary, closest),
-    )
-
-
-def _none(summary: Summary, confirmation: Confirmation) -> Verdict:
-    missing = [parent.name for parent in summary.parents if parent.confirmed is None]
-    if missing:
+def _nobody(summary: Summary, confirmation: Confirmation) -> Verdict:
+    """No merged candidate is there that could be compared with every anchor."""
+    if missing := [anchor.name for anchor in summary.anchors if anchor.confirmed is None]:
         return Verdict(
             kind="none",
             headline=f"Cannot tell: {', '.join(missing)} failed on the confirmation items, so there is no comparison.",
-            detail="See the failures and their reasons; a gain is claimed only over every parent.",
+            detail="See the failures and their reasons; a gain is claimed only over every anchor.",
         )
     knee = summary.entries[confirmation.knee]
-    keeps = "keeps all constraints and " if any(entry.broken for entry in summary.finalists) else ""
-    broken = f", and breaks {knee.broken[0]}" if knee.broken else ""
-    gains = _gains(summary, confirmation, knee.id, MEAN)
-    if knee.kind == "anchor" or not gains:
-        told = f"the balanced choice is {_called(knee)}"
-    else:
-        closest = f"{summary.entries[gains[0].anchor].name}: {difference(gains[0].measure)}"
-        told = f"the knee {_called(knee)} against {closest} in {mean_words(summary)}"
+    broken = f", which breaks {knee.broken[0]}" if knee.broken else ""
+    why = "keeps all constraints" if any(entry.broken for entry in summary.finalists) else "was confirmed"
     return Verdict(
         kind="none",
-        headline=f"No gain: no candidate {keeps}beats every parent; {told}{broken}.",
+        headline=f"Nothing to compare: no merged candidate {why}; the balanced choice is {_called(knee)}{broken}.",
+        detail="What was there before is the safer choice; see what failed, and which constraints were broken.",
+    )
+
+
+def _better(summary: Summary, match: _Match) -> Verdict:
+    return Verdict(
+        kind="better",
+        candidate=match.entry.id,
+        take=match.entry.id,
+        headline=(
+            f"Better: {_with_role(summary, match)} beats every parent and the uniform average in "
+            f"{mean_words(summary)}: {_over_closest(summary, match.closest)}."
+        ),
+        detail=_trust(summary, match),
+    )
+
+
+def _partial(summary: Summary, objective: str, match: _Match, on_the_whole: _Match) -> Verdict:
+    whole, anchor = on_the_whole.closest, summary.entries[on_the_whole.closest.anchor]
+    told = "no measurable difference" if on_the_whole.outcome == "same" else "worse"
+    return Verdict(
+        kind="partial",
+        candidate=match.entry.id,
+        take=match.entry.id,
+        of=objective,
+        headline=(
+            f"Better in {objective} only: {_with_role(summary, match)} beats every parent and the uniform average "
+            f"there: {_over_closest(summary, match.closest)}."
+        ),
         detail=(
-            "What was there before is the safer choice. An interval that holds 0 may also mean too few items: "
-            "a larger budget or more items for search and confirmation may tell."
+            f"{_trust(summary, match)} In {mean_words(summary)}, of {_called(on_the_whole.entry)} against "
+            f"{_anchor(summary, anchor)}: {told}, {difference(whole.measure)}."
         ),
     )
+
+
+def _not_better(summary: Summary, match: _Match) -> Verdict:
+    """The same as, or worse than, the anchor that is hardest to beat."""
+    anchor = summary.entries[match.closest.anchor]
+    who, against = _with_role(summary, match), _anchor(summary, anchor)
+    measured = f"in {mean_words(summary)}: {difference(match.closest.measure)}"
+    same = match.outcome == "same"
+    headline = f"No measurable difference between {who} and {against}, {measured}."
+    return Verdict(
+        kind="same" if same else "worse",
+        candidate=match.entry.id,
+        take=_safest(summary, match, anchor),
+        headline=headline if same else f"Worse: {who} scores less than {against}, {measured}.",
+        detail=" ".join([_trust(summary, match), *_against_parents(summary, match), _advice(anchor, same=same)]),
+    )
+
+
+def _safest(summary: Summary, match: _Match, anchor: Entry) -> int | None:
+    if anchor.broken:
+        return match.entry.id
+    return None if anchor in summary.parents else anchor.id
 
 
 def _called(entry: Entry) -> str:
     return f"candidate {entry.name}" if entry.kind != "anchor" else f"the anchor {entry.name}"
 
 
-def _trust(summary: Summary, gain: Gain) -> str:
+def _with_role(summary: Summary, match: _Match) -> str:
+    role = "the knee" if match.entry.id == summary.picks["knee"] else "not the knee"
+    return f"{_called(match.entry)} ({role})"
+
+
+def _anchor(summary: Summary, anchor: Entry) -> str:
+    name = anchor.name if anchor in summary.parents else f"the {anchor.name} average, which needs no search"
+    return f"{name} (which breaks {anchor.broken[0]})" if anchor.broken else name
+
+
+def _over_closest(summary: Summary, gain: Gain) -> str:
+    return f"{difference(gain.measure)} over {summary.entries[gain.anchor].name}, the closest"
+
+
+def _trust(summary: Summary, match: _Match) -> str:
     return (
-        f"Measured on {gain.measure.items} items that the search never saw; "
+        f"Measured on {match.closest.measure.items} items that the search never saw; "
         f"the intervals of all comparisons hold together at {percent(summary.level)}."
     )
 
 
-def _as_good_for_free(summary: Summary, confirmation: Confirmation, candidate: int) -> str:
-    """Says so where a merge that needs no search was not beaten."""
+def _against_parents(summary: Summary, match: _Match) -> Iterator[str]:
+    """What is left of a gain where only an average was not beaten."""
     parents = {parent.id for parent in summary.parents}
-    unbeaten = [
-        summary.entries[gain.anchor].name
-        for gain in confirmation.gains
-        if gain.candidate == candidate and gain.of == MEAN and gain.anchor not in parents and gain.measure.low <= 0
-    ]
-    return f", but not the {unbeaten[0]} average, which needs no search" if unbeaten else ""
+    over = min((g for g in match.gains if g.anchor in parents), key=lambda gain: gain.measure.low)
+    if over.measure.low > 0:
+        yield f"It beats every parent: {_over_closest(summary, over)}."
 
 
-def _against_averages(summary: Summary, confirmation: Confirmation, candidate: int) -> str:
-    """The gain over merges that need no search: what the search itself was worth."""
-    parents = {parent.id for parent in summary.parents}
-    gains: Iterable[Gain] = (g for g in confirmation.gains if g.candidate == candidate and g.of == MEAN)
-    told = [
-        f"Over the {summary.entries[gain.anchor].name} average: {difference(gain.measure)}."
-        for gain in gains
-        if gain.anchor not in parents
-    ]
-    return " ".join(told)
+def _advice(anchor: Entry, *, same: bool) -> str:
+    safer = "" if anchor.broken else f"The safer choice is {anchor.name}, unless another trade-off suits you better. "
+    if same:
+        return (
+            f"{safer}The difference may also be too small for so few items: more of them, or a larger budget, may tell."
+        )
+    return f"{safer}A larger budget or another search space may do better."

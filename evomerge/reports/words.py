@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from evomerge.config import Experiment
 from evomerge.recipe import OPERATORS, Field, Recipe
 from evomerge.recipe.route import runs_of
 from evomerge.reports.summary import Entry, Measure, Objective, Summary
@@ -23,6 +24,7 @@ __all__ = [
     "one_line",
     "percent",
     "span",
+    "unspent",
 ]
 
 
@@ -142,6 +144,31 @@ def audit_words(audits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     called = sum(any(c["remedy"] != "none" for c in checks.values()) for checks in audits.values())
     told = f"{each or 'nothing'} in generation {latest}"
     return f"{told}; a remedy was called for in {called} of {len(audits)} generations"
+
+
+def unspent(experiment: Experiment, recorded: int, failed: int, *, finished: bool) -> str:
+    """What became of the budget's candidates that have no score, for example `2 failed`; empty if there are none.
+
+    Args:
+        experiment: the run's.
+        recorded: candidates of the search so far, anchors included.
+        failed: how many of them were given up.
+        finished: whether the search has ended.
+    """
+    left = experiment.budget.evaluations - recorded
+    told = [f"{failed} failed"] if failed else []
+    if finished and left > 0:
+        told.append(f"{left} were not asked for, because {_end(experiment, recorded - experiment.anchors, left)}")
+    return "; ".join(told)
+
+
+def _end(experiment: Experiment, asked: int, left: int) -> str:
+    step = experiment.algorithm.step_at(asked)
+    if step > left:
+        return f"the next generation takes {step}"
+    if experiment.budget.items is None and experiment.budget.tokens is None:
+        return "the algorithm had nothing more to ask"
+    return "the budget of items or tokens would not have held another generation"
 
 
 def mean_words(summary: Summary) -> str:

@@ -104,17 +104,7 @@ def snapshot(path: Path) -> sqlite3.Connection:
         return db
     memory = sqlite3.connect(":memory:", isolation_level=None)
     try:
-        try:
-            _copy(path, memory)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-                raise
-            # Read-only storage has no room for the shared index of the write-ahead log; a copy elsewhere has.
-            with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
-                for part in (path, path.with_name(f"{path.name}-wal")):
-                    if part.exists():
-                        shutil.copyfile(part, Path(folder, part.name))
-                _copy(Path(folder, path.name), memory)
+        _copy_all(path, memory)
         _check_version(memory, path)
         memory.execute("PRAGMA query_only = ON")
     except BaseException:
@@ -126,11 +116,9 @@ def snapshot(path: Path) -> sqlite3.Connection:
 
 def _in_place(path: Path) -> sqlite3.Connection | None:
     """A read-only view of the file; what a driver commits from now on is not in it. None where only a copy will do."""
-    index, log = (path.with_name(f"{path.name}-{part}") for part in ("shm", "wal"))
-    if not index.exists() and log.exists() and log.stat().st_size:
-        return None  # commits wait in a log without its index, as in a copy of a live folder
-    # The index is there while a driver is, and stays behind one that was killed.
-    how = "mode=ro" if index.exists() else "immutable=1"
+    how = _access(path)
+    if how is None:
+        return None
     db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, timeout=30)
     try:
         db.execute("BEGIN")
@@ -145,8 +133,35 @@ def _in_place(path: Path) -> sqlite3.Connection | None:
     return db
 
 
-def _copy(path: Path, target: sqlite3.Connection) -> None:
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as source:
+def _access(path: Path) -> str | None:
+    """How to open a run so that nothing is written beside it; None where only a copy can be opened."""
+    index, log = (path.with_name(f"{path.name}-{part}") for part in ("shm", "wal"))
+    if index.exists():  # while a driver is there, and behind one that was killed
+        return "mode=ro"
+    commits_wait = log.exists() and log.stat().st_size > 0  # without their index, as in a copy of a live folder
+    return None if commits_wait else "immutable=1"
+
+
+def _copy_all(path: Path, target: sqlite3.Connection) -> None:
+    try:
+        if (how := _access(path)) is not None:
+            _copy(path, target, how)
+            if how != "mode=ro" and _access(path) != how:  # a driver began meanwhile
+                _copy(path, target, "mode=ro")
+            return
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise
+    # Read-only storage has no room for the shared index of the write-ahead log; a copy elsewhere has.
+    with tempfile.TemporaryDirectory(prefix="evomerge-") as folder:
+        for part in (path, path.with_name(f"{path.name}-wal")):
+            if part.exists():
+                shutil.copyfile(part, Path(folder, part.name))
+        _copy(Path(folder, path.name), target, "mode=ro")
+
+
+def _copy(path: Path, target: sqlite3.Connection, how: str) -> None:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=30)) as source:
         source.backup(target, sleep=0.01)
 
 

@@ -217,10 +217,11 @@ def get_digests(db: sqlite3.Connection) -> dict[int, str]:
 def get_counts(db: sqlite3.Connection) -> dict[str, int]:
     """Numbers of `candidates`, `generations`, `results`, `copied` among them, `failures`, and `attempt STATUS`.
 
-    And of candidates with results: `searched` and `confirmed`.
+    And of candidates with results: `searched` and `confirmed`; of those that the search recorded: `asked`.
     """
     one = {
         "candidates": "SELECT COUNT(*) FROM candidate",
+        "asked": "SELECT COUNT(*) FROM candidate WHERE kind <> 'answer'",
         "generations": "SELECT COALESCE(MAX(generation) + 1, 0) FROM candidate",
         "searched": "SELECT COUNT(DISTINCT candidate) FROM result WHERE phase = 'search'",
         "results": "SELECT COUNT(*) FROM result",

@@ -29,7 +29,7 @@ class Breeding(SearchSpace, Protocol):
     """A search space in which two genomes have children."""
 
     @property
-    def seeds(self) -> tuple[Genome, ...]:
+    def known(self) -> tuple[Genome, ...]:
         """The first ancestors: each model alone; at least two."""
 
     @property

@@ -54,8 +54,8 @@ class IndicatorSpace:
         scale_genes = () if self._scales is None else self._scales.genes
         self.genes = (*self._use_genes(rows[0]), *scale_genes)
         unscaled = [gene.start for gene in scale_genes]
-        self.seeds = tuple(Genome((*row, *unscaled)) for row in rows)
-        self.start = self.seeds[0]
+        self.known = tuple(Genome((*row, *unscaled)) for row in rows)
+        self.start = self.known[0]
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; see `SearchSpace.decode`."""

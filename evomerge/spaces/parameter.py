@@ -77,6 +77,8 @@ class ParameterSpace:
         numbers = (gene for name in config.genes for gene in self._genes_of(name))
         self.genes = (*numbers, *choice_genes(self._choices))
         self.start = Genome(tuple(gene.start for gene in self.genes))
+        fixed = self._operator.adjustable.keys() - config.genes.keys()
+        self._constants = {name: self._constant(name) for name in fixed}
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; see `SearchSpace.decode`."""
@@ -84,7 +86,7 @@ class ParameterSpace:
             raise ValueError(f"this space has {len(self.genes)} genes; got a genome of {len(genome)}")
         values = (gene.natural(value) for gene, value in zip(self.genes, genome.values, strict=True))
         fields = {name: self._searched(name, values) for name in self._config.genes}
-        fields |= {name: self._constant(name) for name in self._operator.adjustable if name not in fields}
+        fields |= self._constants
         chosen = self._chosen(genome)
         options = {name: chosen[f"{OPTION}{name}"] for name in self._operator.options}
         return Recipe(
@@ -100,7 +102,7 @@ class ParameterSpace:
         )
 
     @property
-    def seeds(self) -> tuple[Genome, ...]:
+    def known(self) -> tuple[Genome, ...]:
         """Each expert alone, as far as the ranges of weights allow; none where no weights of experts are searched."""
         if "weight" not in self._config.genes or not self._is_per_source("weight"):
             return ()

@@ -66,7 +66,7 @@ class RoutingSpace:
         self.slots = len(path_genes)
         self.genes = (*path_genes, *merge_genes)
         self.start = Genome(tuple(gene.start for gene in self.genes))
-        self.seeds = tuple(self.genome_of(path, self.start) for path in paths)
+        self.known = tuple(self.genome_of(path, self.start) for path in paths)
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; see `SearchSpace.decode`."""

@@ -44,7 +44,7 @@ class SoupSpace:
     expert is chosen, all count alike. Embeddings take the first knot's shares, the output head the last one's.
 
     Genes run over experts and knots, then over experts that may be chosen. The search starts from the uniform average
-    of all; seeds are the experts themselves.
+    of all; it knows the experts themselves.
 
     Args:
         config: shares, knots and whether experts are chosen.
@@ -64,7 +64,7 @@ class SoupSpace:
         self.start = Genome(tuple(gene.start for gene in self.genes))
 
     @property
-    def seeds(self) -> tuple[Genome, ...]:
+    def known(self) -> tuple[Genome, ...]:
         """Each expert alone."""
         return tuple(self._encoded(np.tile(row, (self.splits, 1))) for row in np.eye(len(self._experts)))
 

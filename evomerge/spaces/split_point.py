@@ -41,7 +41,7 @@ class SplitPointSpace:
     """One coefficient for each model at each place: embeddings, then layer by layer (or module by module), then head.
 
     Genes run over places, then models; the base, if it is among the parents, comes first. The search starts from the
-    uniform average; seeds are the models themselves.
+    uniform average; it knows the models themselves.
 
     Args:
         config: places and parents.
@@ -64,7 +64,7 @@ class SplitPointSpace:
         self.start = Genome(tuple(gene.start for gene in self.genes))
 
     @property
-    def seeds(self) -> tuple[Genome, ...]:
+    def known(self) -> tuple[Genome, ...]:
         """Each model alone."""
         return tuple(self._encoded(np.tile(row, (self.splits, 1))) for row in np.eye(len(self._names)))
 

@@ -97,7 +97,11 @@ class Worker(Protocol):
         ...
 
     def run(self, job: Job) -> Outcome:
-        """Does a job. Whatever goes wrong comes back as `Failed`; nothing is raised but a wish to stop."""
+        """Does a job. Whatever goes wrong comes back as `Failed`; nothing is raised but a wish to stop.
+
+        Raises:
+            RunError: something is gone that every candidate needs, such as a server.
+        """
         ...
 
 
@@ -177,9 +181,15 @@ class StartFailure:
 
 
 def run_safely(worker: Worker, job: Job, name: str = "") -> Outcome:
-    """A job on a worker that may break its promises: to raise nothing, and to answer the job that it was given."""
+    """A job on a worker that may break its promises: to raise nothing, and to answer the job that it was given.
+
+    Raises:
+        RunError: the worker says that the run cannot go on.
+    """
     try:
         outcome = worker.run(job)
+    except RunError:
+        raise
     except Exception as error:
         return failed(job, one_line(error), name)
     asked, answered = _place(job), _place(outcome)

@@ -22,5 +22,5 @@ def build_executor(config: ExecutorConfig, spec: WorkerSpec) -> Executor:
     if isinstance(config, RayConfig):
         from evomerge.workers.ray_executor import RayExecutor
 
-        return RayExecutor(config, factory, threads=spec.engine.threads)
+        return RayExecutor(config, factory, threads=spec.engine.threads, shard=spec.engine.shard_size)
     return SerialExecutor(factory)

@@ -11,15 +11,17 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from traceback import format_exc
 from typing import TextIO, cast
 
 from evomerge.config import PoolConfig, load_plugins
-from evomerge.errors import require_installed
-from evomerge.outcome import Failed, Job, Outcome, Scored, Stage
+from evomerge.errors import RunError, require_installed
+from evomerge.outcome import Failed, ItemSet, Job, Outcome, Scored, Stage
 from evomerge.secrecy import Redacting
 from evomerge.workers.base import WorkerInfo, WorkerSpec, one_line
+from evomerge.workers.rota import cut, merged
 from evomerge.workers.versions import versions_here
 
 __all__ = ["MergeWorker", "quiet"]
@@ -44,6 +46,7 @@ class MergeWorker:
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if spec.log is None else spec.log / f"worker-{self._name}.log"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self._shard = spec.engine.shard_size
         for package, extra in (
             ("torch", "merge"),
             ("transformers", "merge"),
@@ -108,7 +111,9 @@ class MergeWorker:
                     stage = "screen"
                     looked["screen"] = self._screen.check()
                 stage = "evaluate"
-                responses, seconds = self._runner.score(job.items)
+                whole = merged([self._scored(job, items) for items in cut(job.items, self._shard)])
+            except RunError:  # what all candidates need is gone
+                raise
             except Exception as error:
                 print(f"candidate {job.candidate} ({job.phase}) failed to {stage}:\n{format_exc()}")
                 return Failed(
@@ -119,14 +124,20 @@ class MergeWorker:
                     reason=_reason(error),
                     worker=self._name,
                 )
+        return replace(
+            whole, seconds={"materialize": load.seconds, **looked, **whole.seconds}, rewritten=load.rewritten_share
+        )
+
+    def _scored(self, job: Job, items: ItemSet) -> Scored:
+        """Some items of a job, answered by the live model."""
+        responses, seconds = self._runner.score(items)
         return Scored(
             candidate=job.candidate,
             phase=job.phase,
             round=job.round,
             responses=responses,
-            seconds={"materialize": load.seconds, **looked, **seconds},
+            seconds=seconds,
             tokens=self._runner.tokens,
-            rewritten=load.rewritten_share,
             worker=self._name,
         )
 

@@ -43,8 +43,7 @@ def _serve(replies: Connection, factory: WorkerFactory, job: Job) -> None:
     with suppress(OSError):  # where memory runs out, the kernel is to take this process and not the driver
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     try:
-        worker = factory()
-    except Exception as error:
-        replies.send(StartFailure.of(error))
-        return
-    replies.send(run_safely(worker, job, "isolated"))
+        reply: Outcome | StartFailure = run_safely(factory(), job, "isolated")
+    except Exception as error:  # making the worker, or one that says that the run cannot go on
+        reply = StartFailure.of(error)
+    replies.send(reply)

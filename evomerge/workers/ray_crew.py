@@ -15,10 +15,10 @@ from typing import Any
 
 from evomerge.config import RayConfig
 from evomerge.errors import RunError
-from evomerge.outcome import Job
 from evomerge.workers.base import START_TRIES, StartFailure, WorkerFactory, WorkerInfo
 from evomerge.workers.ray_host import Host, Place
 from evomerge.workers.ray_nodes import Nodes
+from evomerge.workers.rota import Round, Share
 from evomerge.workers.versions import differing, versions_here
 
 __all__ = ["Call", "Crew", "Slot"]
@@ -36,10 +36,10 @@ _log = logging.getLogger("evomerge.workers")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of an actor; `job` is None while the worker comes up."""
+    """A call of an actor; `share` is None while the worker comes up."""
 
     ref: Any
-    job: Job | None = None
+    share: Share | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +48,7 @@ class Slot:
 
     Attributes:
         calls: in the order in which they are done; the first is being done.
+        held: round of the last share that it was sent.
         due: when patience with the first call ends; monotonic seconds.
         place: where it came up; None while it waits for room.
         up: it takes jobs.
@@ -56,6 +57,7 @@ class Slot:
 
     actor: Any
     calls: deque[Call] = field(default_factory=deque)
+    held: Round | None = None
     due: float = math.inf
     place: Place | None = None
     up: bool = False

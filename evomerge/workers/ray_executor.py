@@ -11,17 +11,17 @@ import math
 import os
 import re
 import time
-from collections import deque
 from typing import Any
 
 from evomerge.config import RayConfig
-from evomerge.errors import ConfigError, Fault
+from evomerge.errors import ConfigError, Fault, RunError
 from evomerge.outcome import Job, Outcome, Scored, Stage
 from evomerge.workers.base import StartFailure, WorkerFactory, WorkerInfo, failed, one_line
 from evomerge.workers.pace import Pace
 from evomerge.workers.ray_cluster import RayCluster
 from evomerge.workers.ray_crew import Call, Crew, Slot
 from evomerge.workers.ray_metrics import Metrics
+from evomerge.workers.rota import Rota, Share
 
 __all__ = ["RayExecutor"]
 
@@ -41,16 +41,19 @@ class RayExecutor:
         config: cluster, resources and patience.
         factory: makes a worker inside the actor process; pickled.
         threads: CPU threads per worker.
+        shard: most items that a worker is given at a time; workers share what is larger. None: whole jobs.
     """
 
-    def __init__(self, config: RayConfig, factory: WorkerFactory, *, threads: int = 1) -> None:
+    def __init__(
+        self, config: RayConfig, factory: WorkerFactory, *, threads: int = 1, shard: int | None = None
+    ) -> None:
         self._config = config
         self._cluster = RayCluster(config)
         self._pace = Pace(config.job_timeout_seconds)
         self._ray: Any = None
         self._crew = Crew(config, factory, threads)
         self._metrics: Metrics | None = None
-        self._queue: deque[Job] = deque()
+        self._rota = Rota(shard)
         self._outcomes: list[Outcome] = []
         self._overdue: set[int] = set()
 
@@ -98,7 +101,7 @@ class RayExecutor:
 
     def submit(self, job: Job) -> None:
         """Queues a job for the next idle worker."""
-        self._queue.append(job)
+        self._rota.add(job)
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Outcomes since the last call; returns early, maybe with nothing, when the number of workers changes."""
@@ -106,7 +109,7 @@ class RayExecutor:
         capacity = self.capacity
         while True:
             self._dispatch()
-            busy = bool(self._queue) or any(slot.up and slot.calls for slot in self._slots)
+            busy = bool(self._rota) or any(slot.up and slot.calls for slot in self._slots)
             self._advance(until if busy else 0.0)
             if self._outcomes or not busy or self.capacity > capacity or time.monotonic() >= until:
                 break
@@ -119,34 +122,38 @@ class RayExecutor:
         for slot in list(self._slots):
             self._crew.dismiss(slot)
         self._outcomes = []
-        self._queue.clear()
+        self._rota.clear()
         self._cluster.close()
 
     def _report(self) -> None:
         if self._metrics is not None:
             working = sum(1 for slot in self._slots if slot.up and slot.calls)
-            self._metrics.show(len(self._slots), working, len(self._queue), self._outcomes)
+            self._metrics.show(len(self._slots), working, len(self._rota), self._outcomes)
 
     def _dispatch(self) -> None:
-        up = [slot for slot in self._slots if slot.up]
+        up = self._crew.up
         for slot in up:
-            if not slot.calls and self._queue:
-                self._send(slot, self._queue.popleft())
+            if not slot.calls and self._send_next(slot):
                 self._expect(slot)
         if self._short:
             for slot in up:
                 # while others may fall idle first, what is left waits here for whoever does
-                if len(slot.calls) == 1 and slot.unreachable is None and len(self._queue) >= len(up):
-                    self._send(slot, self._queue.popleft())
+                if len(slot.calls) == 1 and slot.unreachable is None and len(self._rota) >= len(up):
+                    self._send_next(slot)
 
-    def _send(self, slot: Slot, job: Job) -> None:
-        slot.calls.append(Call(slot.actor.run.remote(job), job))
+    def _send_next(self, slot: Slot) -> bool:
+        share = self._rota.next(slot.held)
+        if share is None:
+            return False
+        slot.held = share.round
+        slot.calls.append(Call(slot.actor.run.remote(share.job), share))
+        return True
 
     def _expect(self, slot: Slot) -> None:
         """Patience with the first call begins."""
-        job = slot.calls[0].job if slot.calls else None
-        if job is not None:
-            slot.due = time.monotonic() + self._patience(job)
+        share = slot.calls[0].share if slot.calls else None
+        if share is not None:
+            slot.due = time.monotonic() + self._patience(share.job)
 
     def _patience(self, job: Job) -> float:
         late = job.candidate in self._overdue
@@ -175,9 +182,9 @@ class RayExecutor:
     def _send_again(self) -> None:
         now = time.monotonic()
         for slot in self._slots:
-            if slot.calls and slot.calls[0].ref is None and now >= slot.again:
-                job = slot.calls[0].job
-                slot.calls[0] = Call(slot.actor.run.remote(job), job)
+            share = slot.calls[0].share if slot.calls else None
+            if share is not None and slot.calls[0].ref is None and now >= slot.again:
+                slot.calls[0] = Call(slot.actor.run.remote(share.job), share)
                 self._expect(slot)
 
     def _settle(self, slot: Slot) -> None:
@@ -185,73 +192,83 @@ class RayExecutor:
         try:
             value = self._ray.get(call.ref, timeout=_GET_SECONDS)
         except Exception as error:
-            if call.job is None:
+            if call.share is None:
                 self._start_failed(slot, error)
             else:
-                self._call_failed(slot, call.job, error)
+                self._call_failed(slot, call.share, error)
             return
-        if call.job is None:
+        if call.share is None:
             self._crew.arrived(slot, value)
             return
         slot.unreachable = None
-        self._outcomes.append(value)
+        self._came(call.share, value)
         if isinstance(value, Scored):
-            self._pace.saw(call.job, value)
+            self._pace.saw(call.share.job, value)
             if slot.place is not None:
                 self._crew.nodes.fine(slot.place.node)
         self._expect(slot)
+
+    def _came(self, share: Share, outcome: Outcome) -> None:
+        """A share came back, and with it maybe the last of its job."""
+        whole = self._rota.done(share, outcome)
+        if whole is not None:
+            self._outcomes.append(whole)
 
     def _start_failed(self, slot: Slot, error: Exception) -> None:
         lost = _stage_of(error) == "node"
         failure = StartFailure(known=None, message=one_line(error), state={}, text=str(error))
         self._crew.failed(slot, failure, lost_node=lost)
 
-    def _call_failed(self, slot: Slot, job: Job, error: Exception) -> None:
+    def _call_failed(self, slot: Slot, share: Share, error: Exception) -> None:
         errors = self._ray.exceptions
         if isinstance(error, errors.ActorUnavailableError):
-            self._postpone(slot, job)
+            self._postpone(slot, share)
         elif isinstance(error, errors.RayTaskError):
-            self._outcomes.append(failed(job, one_line(error), slot.name))
+            if isinstance(error.cause, RunError):
+                raise error.cause
+            self._came(share, failed(share.job, one_line(error), slot.name))
             self._expect(slot)
         else:
-            self._lose(slot, job, _stage_of(error), _cause_of_death(error))
+            self._lose(slot, share, _stage_of(error), _cause_of_death(error))
 
-    def _postpone(self, slot: Slot, job: Job) -> None:
+    def _postpone(self, slot: Slot, share: Share) -> None:
         """Not dead: its node is slow or cut off. Time, not the number of tries, decides when it is given up."""
         now = time.monotonic()
         if slot.unreachable is None or now - slot.again > _UNREACHABLE_SECONDS:
             slot.unreachable = now
         if now - slot.unreachable >= _UNREACHABLE_SECONDS:
-            self._lose(slot, job, "node", f"could not be reached for {_UNREACHABLE_SECONDS:g} s")
+            self._lose(slot, share, "node", f"could not be reached for {_UNREACHABLE_SECONDS:g} s")
             return
         self._take_back(slot)
-        slot.calls.append(Call(None, job))
+        slot.calls.append(Call(None, share))
         slot.again, slot.due = now + _RETRY_SECONDS, math.inf
 
     def _expire(self, slot: Slot) -> None:
-        job = slot.calls[0].job
-        if job is None:
+        share = slot.calls[0].share
+        if share is None:
             self._crew.failed(slot, self._crew.never_came_up())
             return
         slot.calls.popleft()
-        limit, seconds = self._config.job_timeout_seconds, self._patience(job)
-        self._overdue.add(job.candidate)
+        limit, seconds = self._config.job_timeout_seconds, self._patience(share.job)
+        self._overdue.add(share.job.candidate)
         allowed = "executor.job_timeout_seconds" if seconds == limit else "many times what such jobs take"
-        self._lose(slot, job, "timeout", f"took longer than {seconds:g} s ({allowed})")
+        self._lose(slot, share, "timeout", f"took longer than {seconds:g} s ({allowed})")
 
-    def _lose(self, slot: Slot, job: Job, stage: Stage, reason: str) -> None:
+    def _lose(self, slot: Slot, share: Share, stage: Stage, reason: str) -> None:
         """A worker is gone, and with it the job that it was at; one that waited behind that goes elsewhere."""
         self._take_back(slot)
-        self._outcomes.append(failed(job, reason, slot.name, stage=stage))
+        self._came(share, failed(share.job, reason, slot.name, stage=stage))
         self._crew.dismiss(slot)
         if slot.place is not None and stage == "node":
             self._crew.nodes.gone(slot.place.node)
         elif stage != "node":
-            self._crew.charge(slot, job.candidate)
-        _log.info("%s lost at candidate %d: %s", slot.name, job.candidate, reason)
+            self._crew.charge(slot, share.job.candidate)
+        _log.info("%s lost at candidate %d: %s", slot.name, share.job.candidate, reason)
 
     def _take_back(self, slot: Slot) -> None:
-        self._queue.extendleft(call.job for call in reversed(slot.calls) if call.job is not None)
+        for call in reversed(slot.calls):
+            if call.share is not None:
+                self._rota.give_back(call.share)
         slot.calls.clear()
 
 

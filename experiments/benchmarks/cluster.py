@@ -19,12 +19,20 @@ from pathlib import Path
 
 import cluster_chaos
 import cluster_scale
+from synthetic_workers import SyntheticWorkers, drive, experiment
 from table import QUICK, Row, conclude
 
+from evomerge.config import RayConfig
 from evomerge.runs import RunStore
+from evomerge.workers import WorkerInfo
+from evomerge.workers.ray_executor import RayExecutor
 
 SPEED_UP = 1.7
+QUIET = 0.5
+"""Load up to which a machine of two cores has them to spare."""
 REPEATS = 2
+EVALUATIONS, POPULATION, JOB_SECONDS = 244, 20, 0.085
+"""The quickstart's (with one anchor less), and the median of its jobs on the machine where it was tried."""
 _TABLE = re.compile(r"  (?P<name>.+?) +target (?P<target>.+?) +measured (?P<measured>.+?)  +(?P<mark>met|MISSED|-)")
 """A line as `table.conclude` prints it."""
 
@@ -72,13 +80,54 @@ def speed_up_rows() -> Iterator[Row]:
         name="quickstart, 2 workers against 1, wall time",
         target=f">= {SPEED_UP}",
         measured=f"{ratio:.2f} ({one.wall:.0f} s against {two.wall:.0f} s, begun at a load of {load:.1f})",
-        met=ratio >= SPEED_UP if load < 0.5 else None,
+        met=ratio >= SPEED_UP if load <= QUIET else None,
     )
     yield Row(
         name="quickstart, 2 workers against 1, time spent working",
         target=f">= {SPEED_UP}",
         measured=f"{occupied:.2f} ({two.busy:.0%} of two workers' time, {one.busy:.0%} of one's)",
         met=occupied >= SPEED_UP,
+    )
+
+
+def _asleep(workers: int, folder: Path) -> float:
+    """Wall seconds of a search as long as the quickstart's, once all workers are up."""
+    executor = RayExecutor(RayConfig(kind="ray", workers=workers), SyntheticWorkers(seconds=JOB_SECONDS))
+
+    class AllUp:
+        """The executor, once it has all of its workers."""
+
+        capacity = property(lambda _: executor.capacity)
+        submit, wait, close = executor.submit, executor.wait, executor.close
+
+        def start(self) -> WorkerInfo:
+            info = executor.start()
+            while executor.capacity < workers:
+                executor.wait(1.0)
+            return info
+
+    drive(folder, experiment(EVALUATIONS, POPULATION), AllUp())
+    with RunStore.read(folder) as store:
+        return float(json.loads(store.meta("driver") or "{}")["wall_seconds"])
+
+
+def schedule_rows() -> Iterator[Row]:
+    """The same, but workers sleep as long as they would compute: the executor's own part.
+
+    It needs a core for the driver alone, and so may be met on a machine that is not quiet; a miss there proves nothing.
+    """
+    if QUICK:
+        return
+    own = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(own)  # of the workers
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="evomerge-") as place:
+        one, two = (_asleep(workers, Path(place) / str(workers)) for workers in (1, 2))
+    yield Row(
+        name="as long a search with workers that sleep, 2 against 1",
+        target=f">= {SPEED_UP}",
+        measured=f"{one / two:.2f} ({one:.1f} s against {two:.1f} s, begun at a load of {load:.1f})",
+        met=one / two >= SPEED_UP or (None if load > QUIET else False),
     )
 
 
@@ -106,7 +155,14 @@ def vllm_rows() -> Iterator[Row]:
     yield from rows or [Row(name="vLLM engine", target="-", measured=fell[0], met=False)]
 
 
-PARTS = (cluster_chaos.rows, cluster_scale.scale_rows, cluster_scale.store_rows, speed_up_rows, vllm_rows)
+PARTS = (
+    cluster_chaos.rows,
+    cluster_scale.scale_rows,
+    cluster_scale.store_rows,
+    speed_up_rows,
+    schedule_rows,
+    vllm_rows,
+)
 """Functions that give rows, in the order in which they are run; engines add theirs here."""
 
 

@@ -1,78 +1,83 @@
 """Published searches and ours on the tiny family of the quickstart: same candidates, same items, confirmed on others.
 
-Each published system is its algorithm and its genome, re-made from its paper or code; what it merges and how it is
-scored is the same for all, so this compares searches and not tools. Seeds are paired.
+Each published system is its algorithm and its genome, re-made from its paper or code; what it merges, how it is scored
+and how what it answers is confirmed are the same for all, so this compares searches and not tools. Seeds are paired.
+Published searches ask one fixed subset of items, ours a fresh one in each generation.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
-from equal_items import confirmed_front, confirmed_volume, run
+from family_search import Found, searched
 from scipy import stats
 from table import QUICK, Row
 
-from evomerge.reports import Summary
-
 SEEDS = range(2 if QUICK else 8)
-EVALUATIONS = 65 if QUICK else 245
-COMMON = [f"budget.evaluations={EVALUATIONS}"]
+EVALUATIONS = 60 if QUICK else 180
+ANCHORS = 5
+COMMON = [f"budget.evaluations={EVALUATIONS + ANCHORS}", "fitness.items.search=32", "fitness.confirm.shortlist=8"]
 
 PER_LAYER = 18  # genes of the tiny family with a coefficient for each expert and layer, embeddings and head
 PYCMA_POPULATION = 4 + int(3 * math.log(PER_LAYER))
 ONE_EACH = "space.genes={weight: {low: 0.0, high: 1.0, knots: 1, edges: first}}"
+FIXED = "fitness.items.draw=fixed"
 
 ARMS = {
-    "ours: nsga2 20, 4 knots, fresh items": [],
-    "ours: islands 60, 4 knots, fresh items": ["algorithm={kind: islands, population: 60}"],
-    "mergekit-evolve: cma per layer on the mean, fixed items": [
+    "ours: islands 60, 4 knots": ["algorithm={kind: islands, population: 60}"],
+    "ours: islands 30, 4 knots": ["algorithm={kind: islands, population: 30}"],
+    "ours: nsga2 20, 4 knots": ["algorithm={kind: nsga2, population: 20}"],
+    "mergekit-evolve: cma per layer, on the mean": [
         f"algorithm={{kind: cma, population: {PYCMA_POPULATION}, sigma: {1 / 6:.4f}}}",
         "space.knots=layer",
-        "fitness.items.draw=fixed",
+        FIXED,
     ],
-    "Mergenetic: nsga2 10, one coefficient each, fixed items": [
-        "algorithm={kind: nsga2, population: 10}",
-        ONE_EACH,
-        "fitness.items.draw=fixed",
-    ],
-    "M2N2: split points, competition, attraction": [
-        "algorithm={kind: m2n2}",
-        "space={kind: split_point}",
-        "fitness.items.draw=fixed",
-    ],
-    "MAP: quadratic surrogate, one coefficient each": [
-        "algorithm={kind: map, population: 20}",
-        ONE_EACH,
-        "fitness.items.draw=fixed",
-    ],
+    "Mergenetic: nsga2 10, one coefficient each": ["algorithm={kind: nsga2, population: 10}", ONE_EACH, FIXED],
+    "M2N2: split points, competition, attraction": ["algorithm={kind: m2n2}", "space={kind: split_point}", FIXED],
+    "MAP: quadratic models, one coefficient each": ["algorithm={kind: map, population: 20}", ONE_EACH, FIXED],
     "random, 4 knots": ["algorithm={kind: random, population: 20}"],
 }
 
 
-def confirmed(summary: Summary) -> tuple[float, float]:
-    """Of the confirmed front: its hypervolume, and the best mean of a member."""
-    return confirmed_volume(summary), max(map(fmean, confirmed_front(summary)))
+def real_search() -> Iterator[Row]:
+    """Every arm: means over the seeds with 95 % intervals, and by how much the first one is better, seed by seed."""
+    first: list[Found] = []
+    for name, settings in ARMS.items():
+        every = [searched([*COMMON, *settings], seed) for seed in SEEDS]
+        first = first or every
+        yield from rows_of(name, every, first)
 
 
-def real_search() -> list[Row]:
-    """Every arm: means with 95 % intervals, and the paired difference of the first to it."""
-    found = {name: [confirmed(run([*COMMON, *settings], seed)) for seed in SEEDS] for name, settings in ARMS.items()}
-    ours = next(iter(found.values()))
-    rows = []
-    for name, figures in found.items():
-        for what, column in (("hypervolume", 0), ("best mean", 1)):
-            values = [pair[column] for pair in figures]
-            gains = [mine[column] - value for mine, value in zip(ours, values, strict=True)]
-            text = f"{interval(values)}; first arm better by {interval(gains)}"
-            rows.append(Row(name=f"tiny family, {what}: {name}", target="reported", measured=text, met=None))
-    return rows
+def rows_of(name: str, every: Sequence[Found], first: Sequence[Found]) -> Iterator[Row]:
+    """The figures of one arm."""
+    figures = {
+        "hypervolume": (column(every, "volume"), column(first, "volume")),
+        "mean over the best parent's": (gains(every, "parent"), gains(first, "parent")),
+        "mean over the uniform average's": (gains(every, "average"), gains(first, "average")),
+    }
+    for what, (values, others) in figures.items():
+        text = interval(values)
+        if every is not first:
+            text += f"; first arm better by {interval([a - b for a, b in zip(others, values, strict=True)])}"
+        yield Row(name=f"tiny family, {what}: {name}", target="reported", measured=text, met=None)
 
 
-def interval(values: list[float]) -> str:
+def column(every: Sequence[Found], what: str) -> list[float]:
+    """One figure of each search."""
+    return [getattr(found, what) for found in every]
+
+
+def gains(every: Sequence[Found], anchor: str) -> list[float]:
+    """How much better than an anchor each search's best is on the whole."""
+    return [found.mean - getattr(found, anchor) for found in every]
+
+
+def interval(values: Sequence[float]) -> str:
     """Mean and half of its 95 % interval."""
     half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{fmean(values):.4f} +- {half:.4f}"
+    return f"{fmean(values):+.3f} +- {half:.3f}"
 
 
 if __name__ == "__main__":

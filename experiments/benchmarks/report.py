@@ -1,4 +1,4 @@
-"""The report of a large run: how big, how soon written, how soon on the screen; and what light commands cost.
+"""The report of a large run: how big, how soon written, how soon on the screen; and what everyday commands cost.
 
 5,000 made-up candidates, 3 objectives, 200 coefficients each, in a real run folder. `make bench NAME=report`.
 """
@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from chromium import chromium, find_chromium
+from newcomer import tutorial
 from table import QUICK, Row, conclude
 
 from evomerge.outcome import Failed, ItemSet, Job, Phase, Responses, Scored
@@ -229,7 +231,7 @@ def main() -> None:
             for name, spent in light.items()
         ),
     ]
-    conclude("report", rows)
+    conclude("report", chain(rows, tutorial()))
 
 
 if __name__ == "__main__":

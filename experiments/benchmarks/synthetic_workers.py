@@ -31,8 +31,8 @@ LINEUP = Lineup(base="base", experts=("a", "b"), layers=4, dtype="float32", dige
 ORDERS = ("hang", "lose", "oom", "no start")
 
 
-def experiment(evaluations: int, population: int, in_flight: int | None = None) -> Experiment:
-    """Two objectives, four anchors, and generations of some size; or a random search without any."""
+def experiment(evaluations: int, population: int, in_flight: int | None = None, **changes: object) -> Experiment:
+    """Two objectives, four anchors, and generations of some size; or a random search without any; or what changes."""
     kind = "nsga2" if in_flight is None else "random"
     return Experiment.model_validate(
         {
@@ -54,14 +54,16 @@ def experiment(evaluations: int, population: int, in_flight: int | None = None) 
             "algorithm": {"kind": kind, "population": population, "in_flight": in_flight},
             "budget": {"evaluations": evaluations},
         }
+        | changes
     )
 
 
 def solved(recipe: Recipe, task: str, item: int) -> float:
-    """1 if the item is easier than the recipe is good at the task."""
+    """1 if the item is easier than the recipe is good at the task; each layer of another model makes it worse."""
     weights = [v for _, field in recipe.parameters for _, rows in field.by_role() for row in rows for v in row]
     target = {"alpha": 0.3, "beta": 0.7}[task]
     ability = 1.0 - sum((w - target) ** 2 for w in weights) / len(weights)
+    ability -= {"alpha": 0.1, "beta": 0.05}[task] * sum(hop.source is not None for hop in recipe.path)
     return float(hashlib.blake2b(f"{task}{item}".encode(), digest_size=1).digest()[0] / 256 < ability)
 
 
@@ -136,12 +138,12 @@ class SyntheticWorkers:
                 file.write(f"{os.getpid()} {time.time():.3f} {what}\n")
 
 
-def drive(folder: Path, config: Experiment, executor: Executor) -> None:
+def drive(folder: Path, config: Experiment, executor: Executor, lineup: Lineup = LINEUP) -> None:
     """A run from its beginning or from where it stopped to its end."""
-    with open_run(folder, config, LINEUP, space_of(config, LINEUP)) as store:
+    with open_run(folder, config, lineup, space_of(config, lineup)) as store:
         try:
             info = executor.start()
-            for _ in Search(config, LINEUP, store=store, executor=executor, info=info).run(Stop()):
+            for _ in Search(config, lineup, store=store, executor=executor, info=info).run(Stop()):
                 pass
         finally:
             executor.close()

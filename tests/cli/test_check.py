@@ -65,6 +65,27 @@ def test_what_cannot_be_run_is_refused_by_check(
     assert message in " ".join(error.split())
 
 
+def test_a_task_that_is_nowhere_is_a_fault(evomerge: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("quickstart_rev", "quickstart_sortt", "no_such_task_at_all")
+    fitness = {
+        "tasks": [str(TASKS)],
+        "objectives": [{"name": name, "task": name} for name in names],
+        "items": {"search": 8, "confirm": 16},
+    }
+    file = written(tmp_path, fitness=fitness)
+    code, out, error = evomerge("check", file)
+    assert code == 2
+    assert not out
+    assert "fitness: 2 faults" in error
+    assert "task 'quickstart_sortt': unknown; did you mean 'quickstart_sort'?" in error
+    monkeypatch.setattr("evomerge.guard.find_spec", lambda name: None)
+    code, out, error = evomerge("check", file)
+    assert code == 0
+    assert "mine: ok" in out
+    assert error.count("note: ") == 2
+    assert "note: the task 'quickstart_sortt' is in no file under fitness.tasks; did you mean" in error
+
+
 def test_long_lists_of_choices_are_cut_short(evomerge: Run, tmp_path: Path) -> None:
     space = {"kind": "routing", "most": 40, "scales": {}}
     code, out, _ = evomerge("plan", written(tmp_path, space=space, algorithm={"kind": "graft"}))

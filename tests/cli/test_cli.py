@@ -73,7 +73,9 @@ def test_run_on_a_finished_folder_changes_nothing(finished: Path, evomerge: Run)
 
 
 def test_run_folder_goes_on_with_a_larger_budget(copy: Path, evomerge: Run) -> None:
-    assert evomerge("run", copy, "--set", "budget.evaluations=17")[0] == 0
+    code, out, _ = evomerge("run", copy, "--set", "budget.evaluations=17")
+    assert code == 0
+    assert f"{copy}: budget.evaluations grows from 13 to 17" in out.replace("\n", "")
     with RunStore.read(copy) as store:
         assert len(store.results("search")) == 17
 
@@ -93,6 +95,24 @@ def test_replay_of_genes_and_of_one_score(finished: Path, evomerge: Run) -> None
     assert code == 0, out
     assert "2 generations" in out
     assert "256 of 256 items as recorded" in out
+
+
+def test_a_recipe_inside_its_run_needs_no_folders(copy: Path, evomerge: Run, tmp_path: Path) -> None:
+    assert evomerge("export", copy)[0] == 0
+    exported = copy / "export" / "knee"
+    assert evomerge("merge", exported / "recipe.json", "--out", tmp_path / "again")[0] == 0
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (exported, tmp_path / "again")]
+    assert weights[0] == weights[1]
+    foreign = copy / "export" / "foreign.json"
+    foreign.write_text((exported / "recipe.json").read_text().replace('"sort"', '"another"'))
+    code, _, err = evomerge("merge", foreign, "--out", tmp_path / "none")
+    assert code == 2
+    assert "another: the run" in err
+    assert "has no such model; it has base, " in err
+    moved = shutil.copy(exported / "recipe.json", tmp_path / "recipe.json")
+    code, _, err = evomerge("merge", moved, "--out", tmp_path / "none")
+    assert code == 2
+    assert "base: expected a model folder; got none; give it with --base FOLDER" in err
 
 
 def test_export_is_the_model_that_was_scored(finished: Path, evomerge: Run, tmp_path: Path) -> None:
@@ -176,7 +196,7 @@ def test_the_reader_of_a_pipe_may_go_away(copy: Path) -> None:
 def test_plan_doctor_schema_version(evomerge: Run) -> None:
     code, out, _ = evomerge("plan", "quickstart")
     assert code == 0
-    assert "245 = 5 anchors + 12 generations of 20" in out
+    assert "245 = 5 anchors + 8 generations of 30" in out
     assert "850.2 KiB live model, 6.0 MiB scratch" in out
     assert "GPU" not in out
     out = " ".join(evomerge("plan", "quickstart", "--set", "engine.device=cuda")[1].split())
@@ -317,6 +337,13 @@ def test_a_changed_space_on_resume(copy: Path, evomerge: Run) -> None:
     code, _, err = evomerge("run", copy, "--set", "space.knots=2")
     assert code == 2
     assert "$.space.knots: the run has 4, now it is 2" in err
+    assert "genes" not in err, "they follow from the knots"
+    assert f"To go on with the run's own settings: evomerge run {copy}" in err
+    assert "choose another folder with --out" in err
+    code, _, err = evomerge("run", copy, "--set", "fitness.objectives=[{name: rev, task: quickstart_rev, weight: 2}]")
+    assert code == 2
+    assert "$.fitness.objectives[0].weight: the run has 1.0, now it is 2.0" in err
+    assert "$.fitness.objectives[1].name: the run has 'sort', now it is nothing" in err
 
 
 def test_commands_on_a_folder_without_a_run(tmp_path: Path, evomerge: Run) -> None:

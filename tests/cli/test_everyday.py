@@ -44,7 +44,7 @@ def test_questions_become_a_task_that_runs(tmp_path: Path, questions: Path, evom
 def test_questions_beside_a_task(tmp_path: Path, questions: Path, evomerge: Run) -> None:
     file, tasks = tmp_path / "mine.yaml", shipped_folder("fitness") / "tasks" / "quickstart"
     assert evomerge("init", file, *PAIR, "--questions", questions, "--task", tasks)[0] == 0
-    assert "kind: nsga2" in file.read_text()
+    assert "kind: islands" in file.read_text()
     assert evomerge("check", file)[0] == 0
 
 

@@ -73,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         run = evomerge.run("mine.yaml")
         run.report()
-        run.export("knee")
+        shutil.copy(run.export("knee") / "recipe.json", "recipe.json")
     for name in ("a", "b", "quickstart"):
         shutil.copytree(folder / "runs" / "mine", folder / "runs" / name)
     shutil.copytree(folder, folder.with_name("kept"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,25 +18,18 @@ TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 Run = Callable[..., tuple[int, str, str]]
 
 
-def steps() -> Iterator[tuple[str, list[str]]]:
-    """Each command line, and the lines that the tutorial says it prints."""
-    for language, text in re.findall(r"^```(sh|console)\n(.*?)^```", TUTORIAL, flags=re.S | re.M):
-        shown = text if language == "console" else "".join(f"$ {line}\n" for line in text.splitlines())
-        for step in re.split(r"^\$ ", shown, flags=re.M)[1:]:
-            line, *printed = step.splitlines()
-            yield line, printed
-
-
 def masked(line: str) -> str:
     """A line without its numbers, which differ between machines, and without its columns."""
     return re.sub(r"[\d.,]*\d", "N", " ".join(line.split()))
 
 
 def test_the_tutorial_from_top_to_bottom(evomerge: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "benchmarks")
+    steps = importlib.import_module("newcomer").steps()
     for folder in ("experiments", "fitness"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    for line, printed in steps():
+    for line, printed in steps:
         words = shlex.split(line)
         if words[0] == "evomerge":
             code, out, error = evomerge(*words[1:])

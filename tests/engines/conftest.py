@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.config import FitnessConfig, ItemsConfig, ObjectiveConfig, PoolConfig, TransformersConfig
 from evomerge.engines import TransformersEngine
@@ -169,3 +171,28 @@ def _save_random_family(folder: Path, config: type[Any], model: type[Any], **set
 @pytest.fixture(scope="session")
 def save_random_family() -> Callable[..., PoolConfig]:
     return _save_random_family
+
+
+def _save_adapter_family(folder: Path, *modules: str, rank: int = 2, tie_word_embeddings: bool = True) -> PoolConfig:
+    """A random Llama, and two LoRA adapters on it."""
+    family = _save_random_family(folder, LlamaConfig, LlamaForCausalLM, tie_word_embeddings=tie_word_embeddings)
+    base = load_file(family.base / "model.safetensors")
+    for name in ("one", "two"):
+        adapted = [
+            tensor.removesuffix(".weight") for tensor in base if tensor.endswith(tuple(f"{m}.weight" for m in modules))
+        ]
+        tensors = {}
+        for module in adapted:
+            rows, columns = base[f"{module}.weight"].shape
+            tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, columns) * 0.2
+            tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(rows, rank) * 0.2
+        (folder / f"{name}-adapter").mkdir()
+        save_file(tensors, folder / f"{name}-adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": adapted}
+        (folder / f"{name}-adapter" / "adapter_config.json").write_text(json.dumps(config))
+    return PoolConfig(base=family.base, experts={name: folder / f"{name}-adapter" for name in ("one", "two")})
+
+
+@pytest.fixture(scope="session")
+def save_adapter_family() -> Callable[..., PoolConfig]:
+    return _save_adapter_family

@@ -17,9 +17,9 @@ from evomerge.fitness import (
     Assessment,
     broken,
     confirm_front,
-    mean_estimate,
     paired_difference,
     scores,
+    scores_and_mean,
     split_items,
     violation,
     with_costs,
@@ -94,7 +94,7 @@ def test_a_cost_is_exact() -> None:
 
 def test_a_cost_enters_the_mean_by_its_weight() -> None:
     objectives = [MATHS, ObjectiveConfig(name="depth", cost="layers", goal="min", weight=0.25)]
-    found = mean_estimate([responses("maths", 1, 1, 0, 1), layers(2)], objectives)
+    found = scores_and_mean([responses("maths", 1, 1, 0, 1), layers(2)], objectives)[1]
     assert found.mean == pytest.approx((0.75 - 0.25 * 2) / 1.25)
     assert found.se > 0
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evomerge.config import ObjectiveConfig
 from evomerge.errors import TaskError
-from evomerge.fitness import Estimate, mean_estimate, scores
+from evomerge.fitness import Estimate, scores, scores_and_mean
 from evomerge.outcome import Responses
 
 
@@ -50,7 +50,7 @@ def test_right_or_wrong_never_has_a_standard_error_of_0(right: int, wrong: int, 
 def test_the_mean_weighs_objectives() -> None:
     data = [responses("a", [0.0, 1.0, 2.0]), responses("b", [10.0, 10.0, 13.0, 11.0])]
     objectives = [objective("a", weight=3.0), objective("b", weight=1.0, goal="min")]
-    (a, b), mean = scores(data, objectives), mean_estimate(data, objectives)
+    (a, b), mean = scores_and_mean(data, objectives)
     assert mean.mean == pytest.approx(0.75 * a.mean + 0.25 * b.mean)
     assert mean.se == pytest.approx(math.hypot(0.75 * a.se, 0.25 * b.se))
     assert mean.items == 7
@@ -61,10 +61,10 @@ def test_objectives_on_one_task_share_its_items() -> None:
     second = [2.0 - value for value in first]
     data = [responses("a", first, "f1"), responses("a", second, "bleu")]
     objectives = [objective("f1", "a", metric="f1"), objective("bleu", "a", metric="bleu")]
-    assert mean_estimate(data, objectives).items == 5
-    assert mean_estimate(data, objectives).se == pytest.approx(0.0, abs=1e-9)  # one rises as the other falls
+    assert scores_and_mean(data, objectives)[1].items == 5
+    assert scores_and_mean(data, objectives)[1].se == pytest.approx(0.0, abs=1e-9)  # one rises as the other falls
     both = [objectives[0], objective("again", "a", metric="f1")]
-    assert mean_estimate(data, both).se == pytest.approx(scores(data, both)[0].se)
+    assert scores_and_mean(data, both)[1].se == pytest.approx(scores(data, both)[0].se)
 
 
 def test_the_interval_is_students() -> None:
@@ -87,7 +87,7 @@ def test_the_mean_of_several_shrinks_as_they_do() -> None:
     data, objectives = [responses("a", [1] * 8), responses("b", [0] * 6)], [objective("a"), objective("b", goal="min")]
     centres = [estimate.centre for estimate in scores(data, objectives)]
     assert centres == pytest.approx([10 / 12, -2 / 10])
-    assert mean_estimate(data, objectives).centre == pytest.approx(sum(centres) / 2)
+    assert scores_and_mean(data, objectives)[1].centre == pytest.approx(sum(centres) / 2)
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.2, 0.5, 0.9, 0.97])
@@ -119,4 +119,4 @@ def test_missing_responses(data: list[Responses], message: str) -> None:
 def test_metrics_of_one_task_must_agree_on_the_items() -> None:
     data = [responses("a", [1, 0]), responses("a", [1, 0], "f1", first=1)]
     with pytest.raises(TaskError, match="on the same items"):
-        mean_estimate(data, [objective("x", "a"), objective("y", "a", metric="f1")])
+        scores_and_mean(data, [objective("x", "a"), objective("y", "a", metric="f1")])

@@ -6,7 +6,7 @@ import pytest
 
 from evomerge.config import ObjectiveConfig
 from evomerge.errors import TaskError
-from evomerge.fitness import MEAN, confirm_front, mean_estimate, paired_difference, scores
+from evomerge.fitness import MEAN, confirm_front, paired_difference, scores, scores_and_mean
 from evomerge.fitness.honest import membership_probability
 from evomerge.outcome import Responses
 
@@ -29,7 +29,7 @@ def test_a_difference_is_the_difference_of_the_scores() -> None:
     worse = [responses("a", [1, 0, 1, 0, 0, 1]), responses("b", [0.9, 0.1, 0.7])]
     objectives = [objective("a", weight=2.0), objective("b", goal="min")]
     found = paired_difference(better, worse, objectives, LEVEL)
-    expected = mean_estimate(better, objectives).mean - mean_estimate(worse, objectives).mean
+    expected = scores_and_mean(better, objectives)[1].mean - scores_and_mean(worse, objectives)[1].mean
     assert found.mean == pytest.approx(expected)
     assert found.low < found.mean < found.high
     assert found.items == 9

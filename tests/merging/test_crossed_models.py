@@ -47,8 +47,8 @@ def test_a_grandchild_has_the_weights_that_crossing_models_gives() -> None:
     space = SplitPointSpace(SplitPointConfig(kind="split_point"), models_of(pool))
     split = 2  # embeddings and the first layer are left of it
     left = {spec.name for spec in pool.specs if spec.role == "embed" or spec.layer == 0}
-    child = space.cross(space.seeds[0], space.seeds[2], split=split, share=0.35)
-    grandchild = space.cross(child, space.seeds[1], split=split, share=0.7)
+    child = space.cross(space.known[0], space.known[2], split=split, share=0.35)
+    grandchild = space.cross(child, space.known[1], split=split, share=0.7)
     whole = [{s.name: pool.tensor(name, s.name).double() for s in pool.specs} for name in pool.experts]
     expected = slerp(slerp(whole[0], whole[2], left, 0.35), whole[1], left, 0.7)
     found = merged(pool, space.decode(grandchild))
@@ -76,7 +76,7 @@ def test_thirty_two_checkpoints_are_averaged_in_one_pass(make_family: Callable[.
     shares = torch.softmax(torch.arange(32, dtype=torch.float64) / 8.0, 0)
     genome = space.start
     for number in range(32):  # a line of ancestors 32 long
-        genome = space.cross(genome, space.seeds[number], split=0, share=1.0 - float(shares[number]))
+        genome = space.cross(genome, space.known[number], split=0, share=1.0 - float(shares[number]))
     began = time.perf_counter()
     found = merged(pool, space.decode(genome))
     assert time.perf_counter() - began < 10.0

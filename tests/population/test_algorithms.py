@@ -27,6 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sms_emoa": {"kind": "sms_emoa", "population": 8},
     "islands": {"kind": "islands", "population": 16},
     "map": {"kind": "map", "population": 8},
+    "bayesian_map": {"kind": "map", "population": 8, "acquisition": "improvement"},
     "random": {"kind": "random", "population": 8},
     "kinship": {"kind": "kinship", "population": 8},
     "frank_wolfe": {"kind": "frank_wolfe", "population": 8},
@@ -119,6 +120,21 @@ class TestConformance:
             together.append(step(first))
         assert together == alone
         assert repr(np.random.get_state()) == before  # noqa: NPY002
+
+    def test_reading_its_state_changes_nothing(self, kind: str) -> None:
+        watched, told = build(kind), []
+        for _ in range(6):
+            told.append(watched.state())
+            step(watched)
+        assert values_of([step(watched)]) == values_of([drive(build(kind), 7)[-1]])
+        assert all(math.isfinite(value) for state in told for value in state.values())
+        if kind in ("cma", "sep_cma", "cat_cma", "lr_adapt"):
+            assert len({state["sigma"] for state in told}) == len(told), "it learns in each generation"
+        elif kind == "refined":
+            assert [state["stage"] for state in told] == [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+        elif kind == "islands":
+            names = ("sigma, the middle", "sigma, objective 1", "sigma, objective 2", "restarts")
+            assert all(tuple(state) == names for state in told)
 
     def test_replay_of_any_length_continues_bit_identically(self, kind: str) -> None:
         live = build(kind)

@@ -8,14 +8,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from evomerge.config import GridConfig, ParameterSpaceConfig
-from evomerge.population import Algorithm, Evaluation, Problem
+from evomerge.config import GridConfig, KinshipConfig, ParameterSpaceConfig, SoupConfig
+from evomerge.population import Algorithm, Evaluation, Problem, build_algorithm
 from evomerge.population.frank_wolfe import FrankWolfe, places
 from evomerge.population.grid import Grid
 from evomerge.population.kinship import Kinship
 from evomerge.population.quality_diversity import QualityDiversity
 from evomerge.population.reinforced import Reinforced
-from evomerge.spaces import Gene, Genome, ParameterSpace
+from evomerge.spaces import Gene, Genome, Models, ParameterSpace
+from evomerge.spaces.soup import SoupSpace
 
 CORNERS = [Genome(tuple(row)) for row in np.eye(3).tolist()]
 
@@ -40,6 +41,18 @@ def drive(
 
 def near(target: Sequence[float]) -> Callable[[Genome], tuple[float]]:
     return lambda genome: (float(np.sum(np.subtract(genome.values, target) ** 2)),)
+
+
+def soup(experts: int, shares: str) -> SoupSpace:
+    names = tuple(f"e{number}" for number in range(experts))
+    config = SoupConfig.model_validate({"kind": "soup", "shares": shares})
+    return SoupSpace(config, Models(base="base", experts=names, layers=2, dtype="float32"))
+
+
+def shares_of(space: SoupSpace, genome: Genome) -> tuple[float, ...]:
+    recipe = space.decode(genome)
+    found = dict(zip(recipe.sources, recipe.parameter("weight").at("mlp", 0), strict=True))
+    return tuple(found.get(gene.name.split(".")[1], 0.0) for gene in space.genes)
 
 
 class TestGrid:
@@ -73,6 +86,28 @@ class TestKinship:
         asked = [genome for generation in drive(self.kinship(3), 15, near((0.6, 0.3, 0.1))) for genome in generation]
         assert len(asked) == len(set(asked)) == 60
         assert min(map(near((0.6, 0.3, 0.1)), asked))[0] < 0.01
+
+    @pytest.mark.parametrize("shares", ["simplex", "signed"])
+    def test_shares_of_a_soup_are_averaged(self, shares: str) -> None:
+        space = soup(3, shares)
+        algorithm = build_algorithm(
+            KinshipConfig(kind="kinship", best=2, population=8), Problem(space=space, weights=(1.0,), seed=1)
+        )
+
+        def cost(genome: Genome) -> tuple[float]:
+            return near((0.7, 0.3, 0.0))(Genome(shares_of(space, genome)))
+
+        first, second = drive(algorithm, 2, cost)
+        one, other = (shares_of(space, genome) for genome in sorted(first, key=cost)[:2])
+        assert shares_of(space, second[0]) == pytest.approx(np.mean([one, other], axis=0), abs=2e-6)
+
+    def test_it_goes_on_when_the_best_are_one_recipe(self) -> None:
+        space = soup(2, "simplex")
+        algorithm = build_algorithm(
+            KinshipConfig(kind="kinship", best=2, population=4), Problem(space=space, weights=(1.0,), seed=0)
+        )
+        asked = drive(algorithm, 6, lambda genome: near((0.5, 0.5))(Genome(shares_of(space, genome))))
+        assert len({genome for generation in asked for genome in generation}) == 24
 
 
 class TestFrankWolfe:
@@ -156,18 +191,18 @@ def test_a_parameter_space_knows_each_expert_alone() -> None:
     }
     config = ParameterSpaceConfig.model_validate(keys)
     space = ParameterSpace(config, base="base", experts=("a", "a.b", "k1"), layers=4, dtype="float32", seed=0)
-    assert len(space.seeds) == 3
-    for seed, expert in zip(space.seeds, range(3), strict=True):
+    assert len(space.known) == 3
+    for seed, expert in zip(space.known, range(3), strict=True):
         rows = {row for _, rows in space.decode(seed).parameter("weight").by_role() for row in rows}
         assert rows == {tuple(0.5 if other == expert else 0.0 for other in range(3))}
-    assert all(one != other for one, other in combinations(space.seeds, 2))
+    assert all(one != other for one, other in combinations(space.known, 2))
 
 
-def test_a_space_without_seeds_gets_random_ones_from_the_runs_seed() -> None:
+def test_a_space_that_knows_nothing_gets_random_ones_from_the_runs_seed() -> None:
     keys = {"kind": "parameter", "operator": {"name": "slerp"}, "genes": {"t": {}}}
     config = ParameterSpaceConfig.model_validate(keys)
     space = ParameterSpace(config, base="base", experts=("a",), layers=4, dtype="float32", seed=0)
-    assert space.seeds == ()
-    one, same, other = (Problem(space=space, weights=(1.0,), seed=seed).seeds for seed in (1, 1, 2))
+    assert space.known == ()
+    one, same, other = (Problem(space=space, weights=(1.0,), seed=seed).founders for seed in (1, 1, 2))
     assert one == same != other
     assert len(set(one)) == 4

@@ -27,12 +27,12 @@ def first(where: Any, kind: str, population: int = 20) -> tuple[Genome, ...]:
 @pytest.mark.parametrize("paths", ["routing", "indicators"])
 def test_known_paths_are_the_first_on_half_of_the_places_at_most(kind: str, paths: str) -> None:
     where = space(paths)
-    assert where.start == where.seeds[0]
+    assert where.start == where.known[0]
     for population in (4, 20):
-        most = min(population // 2, len(where.seeds))
+        most = min(population // 2, len(where.known))
         genomes = first(where, kind, population)
-        assert genomes[:most] == where.seeds[:most]
-        assert not {*where.seeds} & {*genomes[most:]}
+        assert genomes[:most] == where.known[:most]
+        assert not {*where.known} & {*genomes[most:]}
 
 
 @pytest.mark.parametrize("kind", ["soup", "split_point"])
@@ -40,4 +40,4 @@ def test_experts_alone_are_not_asked_again(kind: str) -> None:
     where = space(kind)
     genomes = first(where, "nsga2")
     assert genomes[0] == where.start
-    assert not {*where.seeds} & {*genomes}
+    assert not {*where.known} & {*genomes}

@@ -122,9 +122,9 @@ def test_it_crosses_the_valley_to_another_model(name: str, seed: int) -> None:
 
 
 def test_it_begins_with_the_known_paths() -> None:
-    assert set(build("plain").ask()) == set(space("plain").seeds[:12])
+    assert set(build("plain").ask()) == set(space("plain").known[:12])
     first = build("plain", population=40).ask()
-    assert first[: len(space("plain").seeds)] == space("plain").seeds
+    assert first[: len(space("plain").known)] == space("plain").known
 
 
 def test_costs_of_what_is_asked_again_are_averaged() -> None:

@@ -120,16 +120,16 @@ class TestSurvivors:
 
 
 class TestM2n2:
-    def test_first_come_the_seeds_then_their_children(self) -> None:
+    def test_first_come_the_founders_then_their_children(self) -> None:
         of = algorithm()
-        assert of.ask()[:6] == space().seeds
+        assert of.ask()[:6] == space().known
         assert of.lineage[:6] == (None,) * 6
-        assert all(crossing is not None and crossing.first in space().seeds for crossing in of.lineage[6:])
+        assert all(crossing is not None and crossing.first in space().known for crossing in of.lineage[6:])
 
-    def test_many_seeds_take_several_generations(self) -> None:
+    def test_many_founders_take_several_generations(self) -> None:
         of = algorithm(population=4)
-        assert step(of) == space().seeds[:4]
-        assert step(of)[:2] == space().seeds[4:]
+        assert step(of) == space().known[:4]
+        assert step(of)[:2] == space().known[4:]
 
     def test_lineage_is_how_children_came_about(self) -> None:
         of = algorithm()
@@ -139,12 +139,12 @@ class TestM2n2:
             assert crossing is not None
             assert child == space().cross(crossing.first, crossing.second, split=crossing.split, share=crossing.share)
 
-    def test_it_finds_merges_that_solve_more_than_any_seed(self) -> None:
+    def test_it_finds_merges_that_solve_more_than_any_founder(self) -> None:
         of = algorithm(archive=10)
         for _ in range(12):
             step(of)
         best = max(sum(solved(genome).values()) for genome in of.answer())
-        assert best > max(sum(solved(seed).values()) for seed in space().seeds)
+        assert best > max(sum(solved(seed).values()) for seed in space().known)
 
     def test_answers_begin_with_the_best(self) -> None:
         of = algorithm(archive=10)
@@ -156,7 +156,7 @@ class TestM2n2:
 
     def test_mutation_moves_children_only(self) -> None:
         of = algorithm(mutation=0.01)
-        assert of.ask()[:6] == space().seeds
+        assert of.ask()[:6] == space().known
         child, crossing = of.ask.__self__._asked[7], of.lineage[7]  # type: ignore[attr-defined]
         assert crossing is not None
         plain = space().cross(crossing.first, crossing.second, split=crossing.split, share=crossing.share)

@@ -190,31 +190,6 @@ def test_a_guest_pulls_the_mean_but_no_farther_than_a_sample() -> None:
     assert mean(None) + 0.01 < mean(far) < 0.65
 
 
-class TestMap:
-    def test_a_quadratic_is_solved_soon_after_it_is_known(self) -> None:
-        algorithm = build("map", box=Box(3), objectives=1, population=10)
-        drive(algorithm, 50, sphere)
-        assert sphere(algorithm.answer()[0])[0] < 1e-3
-
-    def test_only_verified_genomes_answer(self) -> None:
-        algorithm = build("map", box=Box(4))
-        told = {evaluation.genome for evaluation in drive(algorithm, 200, two_spheres)}
-        assert set(algorithm.answer()) <= told
-
-    def test_failures_do_not_spoil_the_models(self) -> None:
-        def failing(genome: Genome) -> tuple[float, ...]:
-            return (1e9, 1e9) if genome.values[0] > 0.6 else two_spheres(genome)
-
-        algorithm = build("map", box=Box(4))
-        told = drive(algorithm, 300, failing)
-        assert sum(evaluation.costs[0] == 1e9 for evaluation in told[-100:]) < 50
-        assert hypervolume([failing(genome) for genome in algorithm.answer()], (0.3, 0.3)) > 0.5 * FRONT
-
-    def test_many_genes_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="map takes at most 8 genes; got 9"):
-            build("map", box=Box(9))
-
-
 class TestWarmStart:
     def test_the_first_generation_lies_where_the_earlier_best_did(self) -> None:
         earlier = tuple(drive(build("cma", objectives=1), 240, sphere))

@@ -214,6 +214,24 @@ def test_paths_and_lineage_are_drawn(run: Callable[..., RunStore], opened: Calla
     assert page.evaluate("document.querySelectorAll('#lineage .edge').length") == 4
 
 
+def test_what_the_algorithm_tells_of_itself_is_drawn(run: Callable[..., RunStore], opened: Callable[..., Any]) -> None:
+    folder = run().folder
+    told = {"0": {"sigma, a": 0.3, "sigma, b": 0.2, "restarts": 0.0}, "1": {"sigma, a": 0.1, "restarts": 1.0}}
+    with RunStore.open(folder) as store:
+        store.set_meta("algorithm", json.dumps(told))
+    with RunStore.read(folder) as store:
+        page = opened(summarize(store))
+    lines = "[...document.querySelectorAll('#states .plot')].map(e => e.querySelectorAll('path.line').length)"
+    assert page.evaluate(lines) == [2, 1], "those that begin with one word are drawn together"
+    assert page.evaluate("[...document.querySelectorAll('#states .name')].map(e => e.textContent)") == [
+        "a",
+        "b",
+        "restarts",
+    ]
+    rows = "[...document.querySelectorAll('#states + details tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    assert page.evaluate(rows) == [["8", "0.300", "0.200", "0.000"], ["12", "0.100", "–", "1.000"]]
+
+
 def test_hostile_names_stay_text(summary: Make, opened: Callable[..., Any]) -> None:
     found = summary(experts=(HOSTILE, IMAGE), failures=(f"NaN in {HOSTILE} {IMAGE}",), name="made-up")
     page = opened(found)

@@ -46,6 +46,22 @@ def test_confirmed_candidate(summary: Make) -> None:
     assert "Licence" not in body
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("rev", "rev as it is: a model of the pool"),
+        ("uniform", "The uniform average of org/rev, org/sort, which needed no search"),
+    ],
+)
+def test_an_anchor_was_not_found_by_a_search(summary: Make, name: str, told: str) -> None:
+    found = summary()
+    anchor = next(entry for entry in found.anchors if entry.name == name)
+    _, body = card(found, anchor.id)
+    assert f"# made-up: anchor {name}" in body
+    assert told in body
+    assert "found by evomerge" not in body
+
+
 def test_estimates_are_no_claims(summary: Make) -> None:
     found = summary(finished=False)
     _, body = card(found, found.picks["knee"])

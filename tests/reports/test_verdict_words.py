@@ -3,14 +3,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evomerge.config import Experiment
 from evomerge.recipe import OPERATORS, Field, Hop, Recipe, options_of, uniform
 from evomerge.reports import Summary, verdict
-from evomerge.reports.words import describe, membership, number, one_line, percent
+from evomerge.reports.words import describe, membership, number, one_line, percent, unspent
+from evomerge.runs import RunStore
 
 Make = Callable[..., Summary]
 
@@ -26,65 +29,93 @@ def test_resampled_items_give_no_certainty(summary: Make, probability: float, to
     assert [*membership(replace(found, confirmation=chances), entry)] == [f"on the front: {told}"]
 
 
-def test_gain_names_the_closest_parent(summary: Make) -> None:
+def with_gains(found: Summary, low: float, high: float, *, over: int, of: int | None = None) -> Summary:
+    """The summary with other intervals over one anchor, in everything: of one candidate, or of all."""
+    assert found.confirmation is not None
+    gains = tuple(
+        replace(gain, measure=replace(gain.measure, mean=(low + high) / 2, low=low, high=high))
+        if gain.anchor == over and of in (None, gain.candidate)
+        else gain
+        for gain in found.confirmation.gains
+    )
+    return replace(found, confirmation=replace(found.confirmation, gains=gains))
+
+
+def average_of(found: Summary) -> int:
+    return next(anchor.id for anchor in found.anchors if anchor.name == "uniform")
+
+
+def test_better_names_the_closest_anchor(summary: Make) -> None:
     found = summary()
     told = verdict(found)
-    assert told.kind == "gain"
-    assert told.candidate == found.picks["knee"]
-    assert "beats every parent in the mean of the objectives" in told.headline
+    assert told.kind == "better"
+    assert told.candidate == told.take == found.picks["knee"]
+    assert "(the knee) beats every parent and the uniform average in the mean of the objectives" in told.headline
     assert "the search never saw" in told.detail
-    assert "Over the uniform average: +" in told.detail
-    assert "which needs no search" not in told.headline
     assert found.confirmation is not None
-    parents = {parent.id for parent in found.parents}
     lowest = min(
-        (
-            g
-            for g in found.confirmation.gains
-            if g.candidate == told.candidate and g.of == "mean" and g.anchor in parents
-        ),
+        (g for g in found.confirmation.gains if g.candidate == told.candidate and g.of == "mean"),
         key=lambda gain: gain.measure.low,
     )
     assert f"over {found.entries[lowest.anchor].name}, the closest" in told.headline
 
 
-def test_no_gain_is_said_plainly(summary: Make) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "begins"),
+    [
+        (0.001, 0.1, "better", "Better: candidate #"),
+        (-0.001, 0.1, "same", "No measurable difference between candidate #"),
+        (-0.1, 0.001, "same", "No measurable difference between candidate #"),
+        (-0.1, -0.001, "worse", "Worse: candidate #"),
+    ],
+)
+def test_the_uniform_average_decides_as_a_parent_does(
+    summary: Make, low: float, high: float, kind: str, begins: str
+) -> None:
+    found = summary()
+    average = average_of(found)
+    told = verdict(with_gains(found, low, high, over=average))
+    assert told.kind == kind
+    assert told.headline.startswith(begins)
+    if kind != "better":
+        assert "the uniform average, which needs no search, in the mean" in told.headline
+        assert "It beats every parent: +" in told.detail
+        assert told.take == average
+
+
+def test_worse_than_a_parent_recommends_nothing_to_export(summary: Make) -> None:
     told = verdict(summary(lift=-0.3))
-    assert told.kind == "none"
-    assert told.headline.startswith("No gain")
-    assert told.candidate is None
+    assert told.kind == "worse"
+    assert told.candidate is not None
+    assert told.take is None or told.headline.count("average")
+    assert "The safer choice is" in told.detail
 
 
-def test_gain_in_one_objective_only(summary: Make) -> None:
+def test_better_in_one_objective_only(summary: Make) -> None:
     told = verdict(summary(lift=-0.02))
     assert told.kind == "partial"
-    assert told.headline.startswith("No candidate beats every parent in the mean of the objectives, but")
     assert told.of in ("a", "b")
-
-
-def test_one_gain_below_zero_is_no_gain(summary: Make) -> None:
-    found = summary(goals=("max",))
-    assert found.confirmation is not None
-    sort = found.parents[-1].id
-    gains = [
-        replace(g, measure=replace(g.measure, low=-0.001)) if g.anchor == sort else g for g in found.confirmation.gains
-    ]
-    doubtful = replace(found, confirmation=replace(found.confirmation, gains=tuple(gains)))
-    assert verdict(found).kind == "gain"
-    assert verdict(doubtful).kind == "none"
+    assert told.headline.startswith(f"Better in {told.of} only: candidate #")
+    assert "In the mean of the objectives, of candidate #" in told.detail
 
 
 def test_other_member_may_win_where_the_knee_does_not(summary: Make) -> None:
     found = summary()
-    assert found.confirmation is not None
-    knee = found.confirmation.knee
-    gains = [
-        replace(g, measure=replace(g.measure, low=-1.0)) if g.candidate == knee else g for g in found.confirmation.gains
-    ]
-    told = verdict(replace(found, confirmation=replace(found.confirmation, gains=tuple(gains))))
-    assert told.kind == "gain"
-    assert told.candidate != knee
+    told = verdict(with_gains(found, -1.0, 1.0, over=found.parents[0].id, of=found.picks["knee"]))
+    assert told.kind == "better"
+    assert told.candidate != found.picks["knee"]
     assert "not the knee" in told.headline
+
+
+def test_an_anchor_that_breaks_a_constraint_is_no_safer_choice(summary: Make) -> None:
+    found = summary(goals=("max",))
+    average = average_of(found)
+    unsafe = {**found.entries, average: replace(found.entries[average], broken=("harm at most 0.1",))}
+    told = verdict(with_gains(replace(found, entries=unsafe), -0.2, -0.1, over=average))
+    assert told.kind == "worse"
+    assert "(which breaks harm at most 0.1)" in told.headline
+    assert "safer choice" not in told.detail
+    assert told.take == told.candidate
 
 
 def test_unfinished_is_unconfirmed(summary: Make) -> None:
@@ -102,7 +133,29 @@ def test_nothing_scored_points_to_the_failures(summary: Make) -> None:
 
 
 def test_one_objective_is_called_by_its_name(summary: Make) -> None:
-    assert "beats every parent in a:" in verdict(summary(goals=("max",))).headline
+    assert "beats every parent and the uniform average in a:" in verdict(summary(goals=("max",))).headline
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "recorded", "failed", "told"),
+    [
+        ({"kind": "random", "population": 12}, 29, 0, "11 were not asked for, because the next generation takes 12"),
+        ({"kind": "random", "population": 13}, 30, 2, "2 failed; 10 were not asked for, because the next"),
+        ({"kind": "grid", "population": 4, "levels": 3}, 13, 0, "the algorithm had nothing more to ask"),
+    ],
+)
+def test_what_became_of_the_rest_of_the_budget(
+    run: Callable[..., RunStore], algorithm: dict[str, Any], recorded: int, failed: int, told: str
+) -> None:
+    config = Experiment.model_validate(run().experiment | {"algorithm": algorithm, "budget": {"evaluations": 40}})
+    assert told in unspent(config, recorded, failed, finished=True)
+    assert unspent(config, 40, 0, finished=True) == ""
+    assert unspent(config, recorded, failed, finished=False) == (f"{failed} failed" if failed else "")
+
+
+def test_other_budgets_end_a_run_too(run: Callable[..., RunStore]) -> None:
+    config = Experiment.model_validate(run().experiment | {"budget": {"evaluations": 40, "items": 900}})
+    assert "the budget of items or tokens would not have held another" in unspent(config, 30, 0, finished=True)
 
 
 @given(st.text())

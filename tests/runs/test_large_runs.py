@@ -1,4 +1,4 @@
-"""Runs that are too large to be copied or read whole in order to be looked at."""
+"""Runs that are looked at: nothing is left beside them, and those that are too large are not copied for it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from evomerge.errors import StoreError
 from evomerge.runs import RunStore
 
 
-@pytest.fixture(autouse=True)
-def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.runs.schema._LARGE", 0)
+@pytest.fixture(autouse=True, params=[0, 1 << 40], ids=["in place", "copied"])
+def larger_is_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evomerge.runs.schema._LARGE", request.param)
 
 
 def names(folder: Path) -> list[str]:
@@ -47,6 +47,7 @@ def test_what_a_killed_driver_left_is_read(filled: RunStore, tmp_path: Path) -> 
         shutil.copyfile(filled.folder / name, remains / name)
     with RunStore.read(remains) as reader:
         assert reader.archive() == filled.archive()
+    assert names(remains) == ["run.db", "run.db-wal"]
 
 
 def test_it_cannot_be_written(filled: RunStore) -> None:

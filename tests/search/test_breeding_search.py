@@ -109,8 +109,8 @@ def test_parents_are_recorded(tmp_path: Path) -> None:
     with RunStore.read(tmp_path / "run") as store:
         lineage = json.loads(store.meta("lineage") or "{}")
         bred = {c.id: c for c in store.candidates() if c.kind == "search"}
-    seeds = [c for c in bred.values() if str(c.id) not in lineage]
-    assert [Genome(c.genome or ()) for c in seeds] == list(space.seeds)
+    founders = [c for c in bred.values() if str(c.id) not in lineage]
+    assert [Genome(c.genome or ()) for c in founders] == list(space.known)
     for number, told in lineage.items():
         first, second = (Genome(bred[parent].genome or ()) for parent in told["parents"])
         child = space.cross(first, second, split=told["split"], share=told["share"])

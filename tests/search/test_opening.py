@@ -106,3 +106,18 @@ def test_more_genes_than_the_algorithm_takes_are_refused() -> None:
     config = synthetic.experiment(algorithm={"kind": "map", "population": 6}, space=space)
     with pytest.raises(ConfigError, match=r"algorithm.kind: map takes at most 8 genes"):
         space_of(config, synthetic.LINEUP)
+
+
+def test_a_budget_that_changes_is_told(old: Path) -> None:
+    config = synthetic.experiment()
+    most = config.budget.evaluations
+    told: list[str] = []
+    for change in ({}, {"evaluations": most + 1000, "items": 5000}, {"evaluations": most, "items": None}):
+        changed = config.model_copy(update={"budget": config.budget.model_copy(update=change)})
+        open_run(old, changed, synthetic.LINEUP, space_of(config, synthetic.LINEUP), told.append).close()
+    assert told == [
+        f"{old}: budget.evaluations grows from {most} to {most + 1000:,}",
+        f"{old}: budget.items shrinks from no limit to 5,000",
+        f"{old}: budget.evaluations shrinks from {most + 1000:,} to {most}",
+        f"{old}: budget.items grows from 5,000 to no limit",
+    ]

@@ -24,6 +24,7 @@ from evomerge.errors import EvomergeError, RunError, StoreError
 from evomerge.fitting import space_of
 from evomerge.opening import Lineup, anchors, open_run
 from evomerge.outcome import Failed, Job, Outcome
+from evomerge.reports import summarize
 from evomerge.runs import RunStore
 from evomerge.search import Search
 from evomerge.stopping import Stop
@@ -101,6 +102,21 @@ def test_a_run_scores_anchors_generations_and_confirms_on_unseen_items(whole: Pa
     assert {c.id for c in candidates if c.kind == "anchor"} < confirmed
     assert 4 < len(confirmed) <= 4 + 3
     assert {len(r.items) for x in results if x.phase == "confirm" for r in x.responses} == {20}
+
+
+def test_what_the_algorithm_tells_of_itself_is_kept_and_survives_a_kill(
+    whole: Path, config: Experiment, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        drive(tmp_path / "run", config, serial(), steps=14)
+    drive(tmp_path / "run", config, serial())
+    told = []
+    for folder in (whole, tmp_path / "run"):
+        with RunStore.read(folder) as store:
+            told.append([generation.state for generation in summarize(store).generations])
+    assert told[0] == told[1]
+    expected = {"sigma", "axis ratio", "restarts"} if config.algorithm.kind == "cma" else set()
+    assert [set(state) for state in told[0]] == [expected] * 3
 
 
 def test_items_are_shared_in_a_generation_and_fresh_in_the_next(whole: Path) -> None:

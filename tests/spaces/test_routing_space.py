@@ -69,7 +69,7 @@ class TestEverySpace:
 
     def test_it_starts_with_the_plainest_path(self, name: str) -> None:
         found = space(name)
-        assert found.start == found.seeds[0] == Genome(tuple(gene.start for gene in found.genes))
+        assert found.start == found.known[0] == Genome(tuple(gene.start for gene in found.genes))
         recipe = found.decode(found.start)
         assert all(hop.scale == 1.0 for hop in recipe.path)
         if 8 in range(*CONFIG.validate_python(SPACES[name]).lengths(8)):
@@ -78,7 +78,7 @@ class TestEverySpace:
 
     def test_seeds_are_distinct_paths(self, name: str) -> None:
         found = space(name)
-        recipes = [found.decode(seed) for seed in found.seeds]
+        recipes = [found.decode(seed) for seed in found.known]
         assert len({recipe.digest for recipe in recipes}) == len(recipes)
 
     def test_a_genome_of_another_length_is_refused(self, name: str) -> None:
@@ -102,7 +102,7 @@ def test_the_genome_of_a_plain_path_is_the_plain_model() -> None:
     found = space()
     assert isinstance(found, RoutingSpace)
     assert found.decode(found.genome_of(OWN, found.start)) == uniform(("base",), layers=8, dtype="float32")
-    assert found.seeds[1] == found.genome_of(tuple(Hop(source="rev", layer=layer) for layer in range(8)), found.start)
+    assert found.known[1] == found.genome_of(tuple(Hop(source="rev", layer=layer) for layer in range(8)), found.start)
 
 
 def test_empty_slots_are_dropped_and_too_short_a_path_goes_on() -> None:
@@ -145,7 +145,7 @@ def test_seeds_hold_layer_swaps_and_depth_up_scaling() -> None:
     def runs(path: Route) -> list[tuple[str | None, int]]:
         return [(hop.source, hop.layer) for hop in path]
 
-    paths = [runs(found.path_of(seed)) for seed in found.seeds]
+    paths = [runs(found.path_of(seed)) for seed in found.known]
     swapped = [*((None, j) for j in (0, 1)), *(("rev", j) for j in range(2, 6)), *((None, j) for j in (6, 7))]
     solar = [*((None, j) for j in range(6)), *((None, j) for j in range(2, 8))]
     assert swapped in paths

@@ -52,7 +52,7 @@ class TestEveryKind:
 
     def test_seeds_are_the_experts_as_the_anchors_have_them(self, keys: dict[str, Any]) -> None:
         of = space(**keys)
-        for number, seed in enumerate(of.seeds):
+        for number, seed in enumerate(of.known):
             assert of.decode(seed) == uniform([f"step{number}"], layers=LAYERS, dtype="float32")
 
     def test_the_start_is_the_uniform_average(self, keys: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class TestEveryKind:
     def test_children_of_seeds_lie_on_the_line_between_them(self, keys: dict[str, Any], data: st.DataObject) -> None:
         of = space(**keys)
         split, share = data.draw(st.integers(0, of.splits - 1)), data.draw(st.floats(0.01, 0.99))
-        recipe = of.decode(of.cross(of.seeds[1], of.seeds[3], split=split, share=share))
+        recipe = of.decode(of.cross(of.known[1], of.known[3], split=split, share=share))
         left = share if split > 0 else 1.0 - share
         assert recipe.sources == ("step1", "step3")
         assert recipe.parameter("weight").at("embed", None) == pytest.approx((1.0 - left, left), abs=2e-6)
@@ -98,7 +98,7 @@ def test_thirty_two_checkpoints_decode_in_no_time() -> None:
     of = space(32, select=True, knots=4)
     began = time.perf_counter()
     for _ in range(20):
-        of.decode(of.cross(of.start, of.seeds[3], split=2, share=0.3))
+        of.decode(of.cross(of.start, of.known[3], split=2, share=0.3))
     assert time.perf_counter() - began < 2.0
 
 

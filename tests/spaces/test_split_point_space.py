@@ -70,10 +70,10 @@ def test_a_line_of_crossings_is_what_crossing_weights_gives(
     crossings: list[tuple[int, float, int]], places: str
 ) -> None:
     of = space(places=places)
-    genome, weights = of.seeds[0], merged(of, of.seeds[0])
+    genome, weights = of.known[0], merged(of, of.known[0])
     for drawn, share, mate in crossings:
         split = drawn % of.splits
-        other = of.seeds[mate] if of.seeds[mate] != genome else of.seeds[1]
+        other = of.known[mate] if of.known[mate] != genome else of.known[1]
         weights = slerp(weights, merged(of, other), split=split, share=share, places=places)
         genome = of.cross(genome, other, split=split, share=share)
     found = merged(of, genome)
@@ -104,11 +104,11 @@ class TestSplitPointSpace:
 
     def test_seeds_are_the_models_as_the_anchors_have_them(self) -> None:
         of = space(measured=False)
-        assert [of.decode(seed) for seed in of.seeds] == [
+        assert [of.decode(seed) for seed in of.known] == [
             uniform([name], layers=LAYERS, dtype="float32") for name in ("base", "a", "b")
         ]
         without = space(base=False)
-        assert [without.decode(seed).sources for seed in without.seeds] == [("a",), ("b",)]
+        assert [without.decode(seed).sources for seed in without.known] == [("a",), ("b",)]
 
     def test_the_start_is_the_uniform_average(self) -> None:
         recipe = space().decode(space().start)
@@ -116,7 +116,7 @@ class TestSplitPointSpace:
 
     def test_a_model_without_weight_is_left_out(self) -> None:
         of = space()
-        child = of.cross(of.seeds[0], of.seeds[2], split=2, share=0.4)
+        child = of.cross(of.known[0], of.known[2], split=2, share=0.4)
         assert of.decode(child).sources == ("base", "b")
 
     @pytest.mark.parametrize(("places", "count"), [("layer", 2 + LAYERS), ("module", 2 + 2 * LAYERS)])
@@ -139,7 +139,7 @@ class TestSplitPointSpace:
     def test_what_is_missing_is_said(self) -> None:
         of = space(measured=False)
         with pytest.raises(ValueError, match="scalar products, which workers measure; got none"):
-            of.cross(of.seeds[0], of.seeds[1], split=1, share=0.5)
+            of.cross(of.known[0], of.known[1], split=1, share=0.5)
         with pytest.raises(ValueError, match="15 genes; got a genome of 2"):
             of.decode(Genome((0.1, 0.2)))
 

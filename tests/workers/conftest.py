@@ -31,10 +31,12 @@ class ToyWorker:
     Attributes:
         acts: what happens to a candidate's first attempt, by number.
         trail: a file that takes the process id and the candidate of every run.
+        seconds: that a run takes.
     """
 
     acts: Mapping[int, str] = field(default_factory=dict)
     trail: Path | None = None
+    seconds: float = 0.0
 
     def info(self) -> WorkerInfo:
         versions = {"pid": str(os.getpid()), "threads": os.environ.get("OMP_NUM_THREADS", "")}
@@ -44,6 +46,7 @@ class ToyWorker:
         if self.trail is not None:
             with self.trail.open("a") as file:
                 file.write(f"{os.getpid()} {job.candidate}\n")
+        time.sleep(self.seconds)
         act = self.acts.get(job.candidate) if job.attempt == 1 else None
         if act == "fail":
             return Failed(
@@ -73,9 +76,14 @@ class MakeToy:
     """A factory that can be sent to another process; `flag` makes it break while the file is there."""
 
     def __init__(
-        self, acts: Mapping[int, str] | None = None, trail: Path | None = None, flag: Path | None = None, how: str = ""
+        self,
+        acts: Mapping[int, str] | None = None,
+        trail: Path | None = None,
+        flag: Path | None = None,
+        how: str = "",
+        seconds: float = 0.0,
     ) -> None:
-        self.acts, self.trail, self.flag, self.how = acts or {}, trail, flag, how
+        self.acts, self.trail, self.flag, self.how, self.seconds = acts or {}, trail, flag, how, seconds
 
     def __call__(self) -> ToyWorker:
         if (self.flag is None and self.how) or (self.flag is not None and self.flag.exists()):
@@ -84,7 +92,7 @@ class MakeToy:
             if self.how == "hang":
                 time.sleep(600)
             raise RuntimeError("no such device")
-        return ToyWorker(self.acts, self.trail)
+        return ToyWorker(self.acts, self.trail, self.seconds)
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,12 @@ from evomerge.config import (
     TransformersConfig,
 )
 from evomerge.errors import MergeError, PoolError, RunError
-from evomerge.outcome import Failed, ItemSet, Job, Scored
+from evomerge.outcome import Failed, ItemSet, Job, Outcome, Scored
 from evomerge.recipe import Hop, uniform
 from evomerge.workers import SerialExecutor, WorkerSpec, build_executor
 from evomerge.workers.base import StartFailure, one_line
 from evomerge.workers.candidate import MergeWorker
+from evomerge.workers.rota import cut, merged
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "experiments" / "quickstart" / "models"
@@ -67,6 +68,23 @@ def test_it_merges_and_scores(worker: MergeWorker, job: Job) -> None:
     again = worker.run(job)
     assert isinstance(again, Scored)
     assert replace(again, seconds=expert.seconds) == expert
+
+
+@pytest.mark.parametrize("shard_size", [7, 40])
+def test_shards_are_answered_alike_by_one_worker_and_by_many(
+    worker: MergeWorker, job: Job, spec: WorkerSpec, shard_size: int
+) -> None:
+    alone = MergeWorker(replace(spec, engine=TransformersConfig(shard_size=shard_size))).run(job)
+    shared = merged([_scored(worker.run(replace(job, items=items))) for items in reversed(cut(job.items, shard_size))])
+    assert isinstance(alone, Scored)
+    assert replace(alone, seconds={}, rewritten=None, worker="") == replace(
+        shared, seconds={}, rewritten=None, worker=""
+    )
+
+
+def _scored(outcome: Outcome) -> Scored:
+    assert isinstance(outcome, Scored)
+    return outcome
 
 
 def test_it_prepares_what_candidates_may_ask_for(

@@ -19,7 +19,7 @@ import pytest
 
 from evomerge.config import RayConfig, WorkerRange
 from evomerge.errors import ConfigError, RunError
-from evomerge.outcome import Failed, Job, Outcome, Scored
+from evomerge.outcome import Failed, ItemSet, Job, Outcome, Scored
 
 pytestmark = [
     pytest.mark.ray,
@@ -36,8 +36,10 @@ def make(cluster: None) -> Iterator[Callable[..., Any]]:
 
     made: list[RayExecutor] = []
 
-    def build(factory: Any, *, threads: int = 1, **config: Any) -> RayExecutor:
-        made.append(RayExecutor(RayConfig(kind="ray", **{"cpus": 0.5, **config}), factory, threads=threads))
+    def build(factory: Any, *, threads: int = 1, shard: int | None = None, **config: Any) -> RayExecutor:
+        made.append(
+            RayExecutor(RayConfig(kind="ray", **{"cpus": 0.5, **config}), factory, threads=threads, shard=shard)
+        )
         return made[-1]
 
     yield build
@@ -107,6 +109,35 @@ def test_a_job_that_takes_too_long_is_stopped(make: Any, toys: Any, job_of: JobO
     assert (late.stage, late.retry) == ("timeout", True)
     assert "longer than 1 s" in late.reason
     assert isinstance(outcomes[1], Scored)
+
+
+def test_workers_share_a_long_job(make: Any, toys: Any, job_of: JobOf, tmp_path: Path) -> None:
+    executor = make(toys(trail=tmp_path / "trail", seconds=0.3), workers=2, shard=1)
+    executor.start()
+    _wait_for(lambda: executor.capacity == 2, executor)
+    job = replace(job_of(4), items=ItemSet.of({"t": tuple(range(8))}))
+    executor.submit(job)
+    outcome = drain(executor, 1)[4]
+    assert isinstance(outcome, Scored)
+    assert [(r.items, r.values) for r in outcome.responses] == [(tuple(range(8)), tuple(4.0 + i for i in range(8)))]
+    pids = [line.split()[0] for line in (tmp_path / "trail").read_text().splitlines()]
+    assert len(pids) == 8
+    assert len(set(pids)) == 2
+
+
+def test_a_death_in_a_shared_job_is_one_failure_and_the_job_can_be_done_again(
+    make: Any, toys: Any, job_of: JobOf
+) -> None:
+    executor = make(toys({4: "die"}), workers=2, shard=1)
+    executor.start()
+    executor.submit(job_of(4))
+    executor.submit(job_of(5))
+    outcomes = drain(executor, 2)
+    assert isinstance(outcomes[4], Failed)
+    assert isinstance(outcomes[5], Scored)
+    executor.submit(job_of(4, attempt=2))
+    assert isinstance(drain(executor, 1)[4], Scored)
+    assert executor.wait(0.2) == []
 
 
 def test_workers_that_cannot_be_replaced_end_the_run(make: Any, toys: Any, job_of: JobOf, tmp_path: Path) -> None:

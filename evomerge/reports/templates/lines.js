@@ -54,6 +54,23 @@ if (generationsPlace) {
     all.map((g) => [String(g.number), String(g.candidates), String(g.failed), g.best, g.median, String(g.front), g.spread]))));
 }
 
+const statesPlace = document.getElementById("states");
+if (statesPlace) {
+  const all = data.generations, anchors = data.candidates.filter((one) => one.kind === "anchor").length;
+  const xs = all.map((_, i) => all.slice(0, i + 1).reduce((sum, g) => sum + g.candidates, anchors));
+  const names = [...new Set(all.flatMap((g) => Object.keys(g.state)))];
+  const families = [...new Set(names.map((name) => name.split(/[ ,]/)[0]))];
+  const tones = ["front", "finalist", "anchor", "searched"];
+  for (const family of families) {
+    const members = names.filter((name) => name.split(/[ ,]/)[0] === family), place = h("div", { class: "plot" });
+    statesPlace.append(place);
+    lineChart(place, { xTitle: "evaluations", yTitle: members.length > 1 ? family : members[0], series: members.map((name, i) => ({
+      name: members.length > 1 ? name.replace(/^[^ ]+ /, "") : name, xs, ys: all.map((g) => g.state[name] ?? null), tone: tones[i % tones.length], dash: i >= tones.length,
+    })) });
+  }
+  statesPlace.after(numbers(table(["evaluations", ...names], all.map((g, i) => [String(xs[i]), ...names.map((name) => g.state[name] ?? "–")]))));
+}
+
 const work = document.getElementById("utilization");
 if (work) {
   const { workers, step } = data.utilization, names = Object.keys(workers), most = 64;
