@@ -7,7 +7,7 @@ Execution is at least once, accounting exactly once: attempts may be lost and re
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
@@ -56,14 +56,15 @@ class Evaluator:
             self._blame.note((attempt.candidate, attempt.phase), attempt.status, attempt.stage)
         self._failures: dict[_Key, Stage] = {(f.candidate, f.phase): f.stage for f in store.failures()}
         recipes = store.digests()
-        self._rounds: dict[_Key, dict[int, tuple[Responses, ...]]] = {}
+        self._rounds: defaultdict[_Key, dict[int, tuple[Responses, ...]]] = defaultdict(dict)
         self._scored: dict[_Place, tuple[int, int]] = {}
         self._queue: deque[Job] = deque()
         self._flying: dict[tuple[int, Phase, int], Job] = {}
+        self._begun: list[Job] = []  # those that are still to be handed out
         self._twins: dict[_Place, list[Job]] = {}
         self._tokens: dict[tuple[int, Phase, int], int] = {}
         for result in store.results():
-            self._keep(result.candidate, result.phase, result.round, result.responses)
+            self._rounds[result.candidate, result.phase][result.round] = result.responses
             self._tokens[result.candidate, result.phase, result.round] = result.tokens
             place = (result.phase, result.items_digest, recipes[result.candidate])
             self._scored.setdefault(place, (result.candidate, result.round))
@@ -173,17 +174,24 @@ class Evaluator:
         if not ended:
             return []
         settled: list[Job] = []
-        again: list[Job] = []
         with self._store.together():  # one flush to disk for all
             for outcome, job in ended:
                 if self._record(outcome, job):
                     settled += [job, *self._shared(job)]
                 else:
-                    again.append(job)
-        self._queue.extendleft(again)
+                    self._queue.appendleft(job)
         if not self._rounds and len(self._failures) >= GIVE_UP_AFTER and isinstance(ended[-1][0], Failed):
             self.give_up()
         return settled
+
+    def begin(self, stop: Stop) -> None:
+        """Record the attempts that there is room for. `arrivals` hands them out, and does this itself if need be."""
+        if self._executor is None or stop.requested or not self._queue:
+            return
+        free = max(0, self._executor.capacity - len(self._flying))
+        with self._store.together():
+            self._begun += [self._started(self._queue.popleft()) for _ in range(min(free, len(self._queue)))]
+        self._flying |= {(job.candidate, job.phase, job.round): job for job in self._begun}
 
     def is_settled(self, job: Job) -> bool:
         """Whether a job's round has a result, or its candidate was given up in its phase."""
@@ -195,14 +203,10 @@ class Evaluator:
             raise Unsettled
         if stop.requested and not self._flying:
             raise Drained
-        if stop.requested or not self._queue:
-            return
-        free = max(0, self._executor.capacity - len(self._flying))
-        with self._store.together():
-            jobs = [self._started(self._queue.popleft()) for _ in range(min(free, len(self._queue)))]
-        for job in jobs:
-            self._flying[job.candidate, job.phase, job.round] = job
+        self.begin(stop)
+        for job in self._begun:
             self._executor.submit(job)
+        self._begun.clear()
 
     def _started(self, job: Job) -> Job:
         """The job as its next attempt, which is recorded before anything costly starts."""
@@ -231,7 +235,7 @@ class Evaluator:
         if not isinstance(outcome, Failed):
             self._store.record(outcome, job=job)
             self._blame.note(key, "scored", "")
-            self._keep(job.candidate, job.phase, job.round, outcome.responses)
+            self._rounds[key][job.round] = outcome.responses
             self._tokens[job.candidate, job.phase, job.round] = outcome.tokens
             self._scored.setdefault(_place(job), (job.candidate, job.round))
             return True
@@ -241,9 +245,6 @@ class Evaluator:
         if final:
             self._failures[key] = outcome.stage
         return final
-
-    def _keep(self, candidate: int, phase: Phase, number: int, responses: tuple[Responses, ...]) -> None:
-        self._rounds.setdefault((candidate, phase), {})[number] = responses
 
     def give_up(self) -> NoReturn:
         """End a run in which nothing was ever scored; the next start tries everybody again.
@@ -273,7 +274,7 @@ class Evaluator:
     def _copy(self, job: Job, source: tuple[int, int]) -> None:
         """Give a job the result of a candidate's round."""
         self._store.copy_result(job, source)
-        self._keep(job.candidate, job.phase, job.round, self._rounds[source[0], job.phase][source[1]])
+        self._rounds[job.candidate, job.phase][job.round] = self._rounds[source[0], job.phase][source[1]]
         self._tokens[job.candidate, job.phase, job.round] = self.tokens(source[0], job.phase, source[1])
 
     def _fail_like(self, job: Job, twin: int) -> None:

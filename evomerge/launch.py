@@ -16,7 +16,7 @@ from evomerge.merging.footprint import Memory, choose, footprints, needs_of
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.variants import prepare
 from evomerge.opening import is_complete, open_run
-from evomerge.pools import children_of, lineup_of, open_pool, pinned, placed
+from evomerge.pools import children_of, lineup_of, open_pool, pinned, placed, repeats_in
 from evomerge.search import Progress, Search
 from evomerge.stopping import Stop
 from evomerge.trackers import require_trackers, tracking
@@ -60,7 +60,7 @@ def launch(
     check_memory(experiment, pool, lineup.dtype)
     with open_run(folder, experiment, lineup, space_of(experiment, lineup), note) as store, ExitStack() as stack:
         spec = worker_spec(experiment, pool, folder.resolve() / "logs")
-        warnings = warnings_of(experiment)
+        warnings = (*warnings_of(experiment), *repeats_in(pool))
         store.set_meta("children", json.dumps(children_of(experiment.pool)))
         store.set_meta("warnings", json.dumps(warnings))
         if is_complete(store, experiment):

@@ -85,7 +85,9 @@ def estimate_plan(
     yield from _memory(experiment, pool, lineup.dtype)
     check_memory(experiment, pool, lineup.dtype)
     yield "shared per node", f"{size(stored)} of model files and what is prepared of them are mapped once"
-    yield "disk", "the run folder only: candidates are never written; each export takes one model"
+    served = experiment.engine.serves_adapters
+    kept = "of candidates one adapter per worker, while it is asked" if served else "candidates are never written"
+    yield "disk", f"the run folder only: {kept}; each export takes one model"
     if "grams" in experiment.space.statistics:
         most = size(statistics_bytes(pool))
         yield "disk for calibration", f"{most} at most, measured once, in {folder_of(CALIBRATION)}"

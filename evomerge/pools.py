@@ -28,7 +28,7 @@ from evomerge.recipe import Recipe
 from evomerge.reports import summarize
 from evomerge.runs import RunStore, experiment_of
 
-__all__ = ["children_of", "lineup_of", "open_pool", "pinned", "placed", "recorded_pool"]
+__all__ = ["children_of", "lineup_of", "open_pool", "pinned", "placed", "recorded_pool", "repeats_in"]
 
 _CHILDREN = "children"
 """The folder of the cache."""
@@ -53,6 +53,23 @@ def open_pool(experiment: Experiment) -> ModelPool:
     if "moments" in experiment.space.statistics:
         require_moments(pool)
     return pool
+
+
+def repeats_in(pool: ModelPool) -> tuple[str, ...]:
+    """One line for each expert whose weights are, file by file, those of the base or of an earlier expert.
+
+    No weight is read for it. Weights that are equal in files that are not, `evomerge pool` finds.
+    """
+    first: dict[str, str] = {}
+    for name in pool.names:
+        first.setdefault(pool.changes[name], name)
+    repeats = [(name, first[pool.changes[name]]) for name in pool.experts if first[pool.changes[name]] != name]
+    return tuple(
+        f"expert {name!r}: equal to the base in every weight; merging it changes nothing: remove it"
+        if other == pool.base
+        else f"expert {name!r}: the same as {other!r} in every weight; keep one of them"
+        for name, other in repeats
+    )
 
 
 def recorded_pool(store: RunStore, experiment: Experiment) -> ModelPool:

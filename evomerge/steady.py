@@ -71,6 +71,7 @@ class Steady(Loop):
             self._refuse_lost_anchors()
             with self._together():
                 steps = [self._answered(candidate) for candidate in self._tell()]
+                self.evaluator.begin(stop)
             yield from (step for candidate, step in steps if candidate not in known)
             if self._waits:
                 self._take_in(self.evaluator.arrivals(stop))

@@ -18,6 +18,7 @@ LAYER = {
     "rng": 0,
     "lasting": 0,
     "secrecy": 0,
+    "shipped": 0,
     "yaml_lines": 0.5,
     "recipe": 1,
     "config": 2,

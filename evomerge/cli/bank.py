@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evomerge.cli import completion
 from evomerge.cli.options import ExperimentOption, SetOption, load, open_console
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ ResponsesOption = Annotated[
 
 @bank.command()
 def fit(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=completion.runs)],
     out: Annotated[Path, typer.Option(help="The new .npz file; a folder for all tasks and metrics of the runs.")],
     task: Annotated[str | None, TaskOption] = None,
     *,

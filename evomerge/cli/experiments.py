@@ -46,15 +46,16 @@ def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     from evomerge.fitting import space_of
     from evomerge.guard import unfound_tasks, warnings_of
     from evomerge.opening import found_by
-    from evomerge.pools import lineup_of, open_pool
+    from evomerge.pools import lineup_of, open_pool, repeats_in
 
     config = load(experiment, set_)
-    lineup = lineup_of(config, open_pool(config))
+    pool = open_pool(config)
+    lineup = lineup_of(config, pool)
     space = space_of(config, lineup)
     found_by(config, space)
     for note in unfound_tasks(config.fitness):
         typer.echo(f"note: {note}", err=True)
-    for warning in warnings_of(config):
+    for warning in (*warnings_of(config), *repeats_in(pool)):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(
         f"{config.name}: ok (experts: {len(lineup.experts)}, layers: {lineup.layers}, genes: {len(space.genes)})"
@@ -78,12 +79,12 @@ def plan(
     from evomerge.fitting import space_of
     from evomerge.guard import warnings_of
     from evomerge.plan import Pace, estimate_plan
-    from evomerge.pools import lineup_of, open_pool
+    from evomerge.pools import lineup_of, open_pool, repeats_in
 
     config = load(experiment, set_)
     pool = open_pool(config)
     lineup = lineup_of(config, pool)
-    for warning in warnings_of(config):
+    for warning in (*warnings_of(config), *repeats_in(pool)):
         typer.echo(f"warning: {warning}", err=True)
     space, pace = space_of(config, lineup), None if seconds is None else Pace(seconds=seconds, source="as you say")
     if probe:

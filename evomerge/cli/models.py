@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from evomerge.cli import completion
 from evomerge.cli.options import (
     AdapterOption,
     CandidateOption,
@@ -22,7 +23,10 @@ __all__ = ["export", "merge", "pool"]
 
 
 def pool(
-    experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT]", help="Whose models to look at.")] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Argument(metavar="[EXPERIMENT]", help="Whose models to look at.", autocompletion=completion.experiments),
+    ] = None,
     base: Annotated[Path | None, typer.Option(help="Instead of an experiment: folder of the base model.")] = None,
     expert: Annotated[list[str] | None, ExpertOption] = None,
     tokenizer: TokenizerOption = None,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
+from evomerge.cli import completion
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,11 +29,22 @@ __all__ = [
     "open_console",
 ]
 
-ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, or a shipped name.")]
-ExperimentOption = Annotated[
-    str, typer.Option("--experiment", metavar="EXPERIMENT", help="An experiment file, or a shipped name.")
+ExperimentArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT", help="An experiment file, or a shipped name.", autocompletion=completion.experiments
+    ),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+ExperimentOption = Annotated[
+    str,
+    typer.Option(
+        "--experiment",
+        metavar="EXPERIMENT",
+        help="An experiment file, or a shipped name.",
+        autocompletion=completion.experiments,
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=completion.runs)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. budget.evaluations=100. May be repeated."),
@@ -44,7 +57,12 @@ TokenizerOption = Annotated[
 AdapterOption = Annotated[
     bool, typer.Option("--adapter", help="Write a LoRA adapter on the base; only where that holds the same merge.")
 ]
-CandidateOption = Annotated[str, typer.Option("--candidate", help="knee, best:OBJECTIVE or a candidate's number.")]
+CandidateOption = Annotated[
+    str,
+    typer.Option(
+        "--candidate", help="knee, best:OBJECTIVE or a candidate's number.", autocompletion=completion.candidates
+    ),
+]
 
 
 def open_console(file: TextIO | None = None) -> Console:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evomerge.cli import completion
 from evomerge.cli.options import RunArgument, SetOption, open_console
 from evomerge.errors import EvomergeError
 
@@ -19,16 +20,28 @@ __all__ = ["replay", "report", "run", "status"]
 
 def run(
     experiment: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="An experiment file, a shipped name, or a run folder.")
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT",
+            help="An experiment file, a shipped name, or a run folder.",
+            autocompletion=completion.starts,
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME if left out.")] = None,
     executor: Annotated[
         str | None,
-        typer.Option(help="serial, ray, or a worker profile by path or name, instead of what the file says."),
+        typer.Option(
+            help="serial, ray, or a worker profile by path or name, instead of what the file says.",
+            autocompletion=completion.executors,
+        ),
     ] = None,
     track: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Tell a tracker: tensorboard, wandb, mlflow, trackio. May be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Tell a tracker: tensorboard, wandb, mlflow, trackio. May be repeated.",
+            autocompletion=completion.trackers,
+        ),
     ] = None,
     set_: SetOption = None,
 ) -> None:
@@ -92,7 +105,11 @@ def report(
     png: Annotated[Path | None, typer.Option(help="Also draw the front into a PNG file.")] = None,
     random: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="A random search of the same experiment, to compare progress with."),
+        typer.Option(
+            metavar="RUN",
+            help="A random search of the same experiment, to compare progress with.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
 ) -> None:
     """Write the report of a run: one HTML file that opens offline."""
@@ -111,7 +128,11 @@ def replay(
     run: RunArgument,
     candidate: Annotated[
         str | None,
-        typer.Option("--candidate", help="Also merge and score this one again: knee, best:OBJECTIVE, number."),
+        typer.Option(
+            "--candidate",
+            help="Also merge and score this one again: knee, best:OBJECTIVE, number.",
+            autocompletion=completion.candidates,
+        ),
     ] = None,
 ) -> None:
     """Prove that a run reproduces: its genes from the seed, and one candidate's scores from its recipe."""

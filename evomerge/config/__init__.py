@@ -33,8 +33,6 @@ from evomerge.config.loader import (
     load_fitness,
     load_space,
     recorded_experiment,
-    shipped_folder,
-    shipped_names,
 )
 from evomerge.config.measured import ConstraintConfig, Measured, Metric, ObjectiveConfig, PartConfig
 from evomerge.config.models import (
@@ -53,6 +51,7 @@ from evomerge.config.routing import GraftConfig, IndicatorSpaceConfig, PathSpace
 from evomerge.config.scorers import FunctionConfig, KlConfig, LossConfig, ScorerConfig, TextConfig
 from evomerge.config.screening import ScreenConfig
 from evomerge.config.space import GeneRange, OperatorConfig, ParameterSpaceConfig, SpaceConfig
+from evomerge.shipped import shipped_folder, shipped_names
 
 __all__ = [
     "Acquisition",

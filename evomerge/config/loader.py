@@ -23,6 +23,7 @@ from evomerge.config.plugins import load_plugins
 from evomerge.config.scorers import missing_files
 from evomerge.config.space import SpaceConfig
 from evomerge.errors import ConfigError, Fault
+from evomerge.shipped import shipped_folder, shipped_names
 from evomerge.yaml_lines import Document, KeyPath, Place, parse
 
 __all__ = [
@@ -32,28 +33,11 @@ __all__ = [
     "load_fitness",
     "load_space",
     "recorded_experiment",
-    "shipped_folder",
-    "shipped_names",
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _FOLDERS = {"space": "search_spaces", "fitness": "fitness", "executor": "cluster"}
-
-
-def shipped_folder(kind: str) -> Path:
-    """Folder of the shipped files of one kind: `experiments`, `search_spaces`, `fitness` or `cluster`.
-
-    In an installed wheel they lie inside the package; in a checkout they are its top-level folders.
-    """
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "_shipped" / kind
-    return installed if installed.is_dir() else package.parent / kind
-
-
-def shipped_names(kind: str) -> list[str]:
-    """Names of the shipped YAML files of one kind."""
-    return sorted(path.stem for path in shipped_folder(kind).glob("*.yaml"))
 
 
 def find(name: str, kind: str, beside: Path | None = None) -> Path:

@@ -3,8 +3,8 @@
 The numbers are those of lm-eval's `HFLM` with a float32 softmax; only its per-request work in Python is gone, and a
 prompt is read once for all its answers where the model allows it. Knows nothing of tasks.
 
-Legend: B rows of a batch, L their padded length, K the positions whose logits are kept, V vocabulary, N answer tokens in
-a batch, P places (row and position) that predict them: answers to one prompt share the place of their first token.
+Legend: B rows of a batch, L their padded length, K the positions whose logits are kept, V vocabulary, N answer tokens
+in a batch, P places (row and position) that predict them: answers to one prompt share the place of their first token.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from evomerge.engines.vllm_backend import VllmBackend
 from evomerge.engines.vllm_canary import check_adapters
 from evomerge.engines.vllm_engine import VllmWatch
 from evomerge.engines.vllm_process import finite
-from evomerge.errors import MergeError, RunError
+from evomerge.errors import DiskError, MergeError, RunError
 
 if TYPE_CHECKING:
     from evomerge.config import OpenaiConfig
@@ -151,7 +151,7 @@ class OpenaiEngine:
 
     def _complete(self, asked: Mapping[str, Any]) -> Any:
         reply = self._client.ask("/v1/completions", {**asked, "model": (*self._loaded, self._base)[0]})
-        if reply.status == 404:
+        if reply.status == 404 and self._loaded:
             raise RunError(
                 f"{self.config.url}: the server no longer knows the candidate that it was given ({reply.fault}), as if "
                 "it had been started anew; the same command goes on"
@@ -206,10 +206,19 @@ def _accepted(reply: Reply, expected: str, url: str) -> Any:
 
 
 def _folder(parent: Path | None) -> Path:
-    """A new folder for adapters, with a name that no other worker has."""
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(mkdtemp(prefix="evomerge-", dir=parent))
+    """A new folder for adapters, with a name that no other worker has.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
+    try:
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(prefix="evomerge-", dir=parent))
+    except OSError as error:
+        raise DiskError(
+            f"{parent}: expected a folder to write adapters in; got {error.strerror or error}; correct engine.folder"
+        ) from error
     if parent is not None:
         os.chmod(folder, 0o755)  # the server may run as another user
     return folder

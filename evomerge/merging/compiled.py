@@ -11,21 +11,19 @@ import logging
 import math
 import os
 import shutil
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType
 from typing import Any, Literal, TypeVar, final
 
 import torch
 
-from evomerge.merging import expressions
-from evomerge.merging.expressions import GRID, RULE, WEIGHT
-from evomerge.merging.keep_rules import Band, Clip, Drop, Prune, Trim
-from evomerge.merging.operands import Form, KeptL1, Operands
-from evomerge.merging.plan import Consensus, Delta, Linear, Overlap, Vote, Winner
+from evomerge.merging.fused import fused
+from evomerge.merging.operands import Form, Operands
+from evomerge.merging.plan import Linear
 
 __all__ = ["BLOCK", "COMPILER", "LEAST", "PAYS_FROM", "Compiler", "missing"]
 
@@ -46,7 +44,6 @@ never compiled for, and a search of 135M weights is from its ninth candidate on.
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Call = Callable[..., Any]
-Rows = Sequence[torch.Tensor]
 
 
 def missing() -> str:
@@ -82,6 +79,13 @@ def _inductor(function: Call, contracted: bool) -> Call:
     return torch.compile(function, fullgraph=True, options=options)
 
 
+class _Spares(threading.local):
+    """Memory that the calls of a thread compute in, by what it is for."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+
+
 @final
 @dataclass(kw_only=True)
 class Compiler:
@@ -98,7 +102,7 @@ class Compiler:
     broken: str = ""
     _seen: Counter[Form] = field(default_factory=Counter)
     _calls: dict[Form, Call] = field(default_factory=dict)
-    _spares: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict)
+    _spares: _Spares = field(default_factory=_Spares)
 
     def run(self, operands: Operands | None, out: torch.Tensor) -> bool:
         """Compute a whole tensor, if it can be done and pays.
@@ -113,7 +117,7 @@ class Compiler:
         return self._attempt(operands, partial(self._sweep, out=out)) is not None
 
     def sums(self, operands: Operands) -> list[float] | None:
-        """Sums over a whole tensor, one for each source, if it can be done and pays; else None."""
+        """Sums over a whole tensor, one for each source; None if it cannot be done or does not pay."""
         return self._attempt(operands, self._totals)
 
     def _attempt(self, operands: Operands | None, work: Callable[[Operands], T]) -> T | None:
@@ -140,40 +144,44 @@ class Compiler:
 
     def _sweep(self, operands: Operands, out: torch.Tensor) -> Literal[True]:
         """All blocks."""
-        blocks = _blocks(operands.count)
-        if not operands.form.tallied:
-            for block in blocks:
+        if operands.form.tallied:
+            self._elect(operands, out)
+        else:
+            for block in _blocks(operands.count):
                 self._block(operands, *block, out)
-            return True
-        device = operands.values[0].device
+        return True
+
+    def _elect(self, operands: Operands, out: torch.Tensor) -> None:
+        """All blocks of a vote under either majority, until it is known which it is."""
+        blocks, device = _blocks(operands.count), operands.values[0].device
         minus = self._spare("minus", len(out), operands.form.dtype, device)
-        signs = self._spare("signs", blocks[0][1], torch.float32, device)
+        signs = self._spare("signs", blocks[0][1], torch.bfloat16, device)
         elected = torch.zeros((), dtype=torch.float64, device=device)
         for start, count in blocks:
             self._block(operands, start, count, out, minus[start : start + count], signs[:count])
-            elected += signs[:count].sum()  # exact: of no more elements than fp32 counts
+            elected += signs[:count].sum(dtype=torch.float32)  # exact: of no more elements than fp32 counts
         if float(elected) < 0:
             out.copy_(minus)
-        return True
 
     def _block(self, operands: Operands, start: int, count: int, out: torch.Tensor, *others: torch.Tensor) -> None:
         """Compute a run of elements, and what else the kernel gives of it."""
-        part, form, device = out[start : start + count], operands.form, operands.values[0].device
-        direct = part.dtype == form.dtype and part.device == device
-        result = part if direct else torch.empty(count, dtype=form.dtype, device=device)
+        part, dtype, device = out[start : start + count], operands.form.dtype, operands.values[0].device
+        direct = part.dtype == dtype and part.device == device
+        result = part if direct else torch.empty(count, dtype=dtype, device=device)
         self._call(operands, start, count, result, *others)
         if not direct:
             part.copy_(result)
 
     def _spare(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Memory to compute in, kept unless it is long: the first touch of new pages costs more than a pass."""
-        if count > BLOCK:
-            return torch.empty(count, dtype=dtype, device=device)
-        key = (name, dtype, device)
-        if key not in self._spares:
-            with torch.inference_mode(mode=False):  # of one kind, whoever asks first: kernels are compiled for it
-                self._spares[key] = torch.empty(BLOCK, dtype=dtype, device=device)
-        return self._spares[key][:count]
+        key, kept = (name, dtype, device), self._spares.kept
+        if key in kept and len(kept[key]) >= count:
+            return kept[key][:count]
+        with torch.inference_mode(mode=False):  # all of one kind: kernels are compiled for it
+            found = torch.empty(count, dtype=dtype, device=device)
+        if count <= BLOCK:
+            kept[key] = found
+        return found
 
     def _totals(self, operands: Operands) -> list[float]:
         sums = [self._call(operands, *block) for block in _blocks(operands.count)]
@@ -187,7 +195,7 @@ class Compiler:
         _, _, _, values, needs = arguments
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # importing the compiler warns of its own doings
-            call = self.compile(_function(form), form.kernel is Linear)
+            call = self.compile(fused(form), form.kernel is Linear)
             runs = [tensor for need in needs for tensor in (need if form.by_row else need[:2])]
             for tensor in (*outs, *values, *runs):
                 torch._dynamo.mark_dynamic(tensor, 0)
@@ -204,90 +212,3 @@ def _blocks(count: int) -> list[tuple[int, int]]:
 
 COMPILER = Compiler()
 """The one that all merges of a process share."""
-
-_KERNELS: Mapping[type, Callable[..., Any]] = {
-    Delta: expressions.delta,
-    Vote: expressions.vote,
-    Consensus: expressions.consensus,
-    Winner: expressions.winner,
-    Overlap: expressions.overlap,
-}
-_RULES: Mapping[type | None, Callable[..., torch.Tensor]] = {
-    Trim: expressions.trimmed,
-    Band: expressions.banded,
-    Clip: expressions.clipped,
-}
-
-
-def _function(form: Form) -> Call:
-    """All of a form as one expression."""
-    if form.kernel is Linear:
-        found: Any = _linear(form)
-    else:
-        found = _kept_l1(form) if form.kernel is KeptL1 else _competing(form)
-    # a code object of its own: how often one is compiled anew is counted and limited
-    return FunctionType(found.__code__.replace(), globals(), closure=found.__closure__)
-
-
-def _linear(_: Form) -> Call:
-    def linear(outs: Rows, numbers: torch.Tensor, _ties: torch.Tensor, values: Rows, _needs: Sequence[Rows]) -> None:
-        outs[0].copy_(expressions.rounded(expressions.linear(values, numbers), outs[0].dtype))
-
-    return linear
-
-
-def _competing(form: Form) -> Call:
-    merge, keep = _KERNELS[form.kernel], _kept(form)
-
-    def compete(
-        outs: Rows, numbers: torch.Tensor, ties: torch.Tensor, values: Rows, needs: Sequence[Rows]
-    ) -> None:
-        base, ballots = values[0].float(), []
-        index = torch.arange(values[0].shape[0], device=values[0].device)
-        for k, theta in enumerate(values[1:]):
-            x = keep(theta.float() - base, numbers[k, RULE:], ties[k], index, needs[k])
-            ballots.append(numbers[k, WEIGHT] * x)
-        merged = expressions.votes(base, ballots, numbers) if form.tallied else [merge(base, ballots, numbers)]
-        for out, values_of in zip(outs, merged, strict=True):
-            out.copy_(expressions.rounded(values_of, out.dtype))
-
-    return compete
-
-
-def _kept_l1(form: Form) -> Call:
-    keep = _kept(form)
-
-    def kept_l1(
-        _: Rows, numbers: torch.Tensor, ties: torch.Tensor, values: Rows, needs: Sequence[Rows]
-    ) -> torch.Tensor:
-        base, sums = values[0].float(), []
-        index = torch.arange(values[0].shape[0], device=values[0].device)
-        for k, theta in enumerate(values[1:]):
-            x = keep((theta.float() - base).abs(), numbers[k, RULE:], ties[k], index, needs[k])
-            sums.append(expressions.on_grid(x, numbers[k, GRID]).sum())
-        return torch.stack(sums)
-
-    return kept_l1
-
-
-def _kept(form: Form) -> Callable[..., torch.Tensor]:
-    """What a form's rule keeps of a source's changes; the last argument holds what the source needs for it."""
-    if form.rule is Drop:
-        return lambda x, numbers, _ties, _index, needs: expressions.dropped(x, numbers, *needs)
-    if form.rule is not Prune:
-        rule = _RULES.get(form.rule, _everything)
-        return lambda x, numbers, ties, index, _: rule(x, numbers, ties, index)
-    by_row, inverse = form.by_row, form.inverse
-
-    def pruned(
-        x: torch.Tensor, numbers: torch.Tensor, _ties: torch.Tensor, _index: torch.Tensor, needs: Rows
-    ) -> torch.Tensor:
-        one, other, table = needs
-        levels = table if by_row else expressions.table_levels(table, x)
-        return expressions.pruned(x, numbers, one, other, levels, inverse=inverse)
-
-    return pruned
-
-
-def _everything(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-    return x

@@ -13,7 +13,7 @@ from evomerge.merging.lora import ADAPTER_CONFIG
 from evomerge.merging.small_files import read_bytes
 from evomerge.merging.tokenizer import TOKENIZER_FILES
 
-__all__ = ["content_of", "digest_of", "parts_of"]
+__all__ = ["change_of", "content_of", "digest_of", "parts_of"]
 
 
 def parts_of(model: Model, contents: Mapping[Path, Content]) -> list[str]:
@@ -22,6 +22,13 @@ def parts_of(model: Model, contents: Mapping[Path, Content]) -> list[str]:
     texts = [read_bytes(file) for file in small if file.is_file()]
     moments = [scan(file).digest for file in [model.folder / MOMENTS_FILE] if file.is_file()]
     return [*(contents[file].digest for file in model.files), *map(_hash, texts), *moments]
+
+
+def change_of(model: Model, contents: Mapping[Path, Content]) -> str:
+    """Over the files of a model's weights, and over what scales an adapter's; whatever else models differ in."""
+    config = model.folder / ADAPTER_CONFIG
+    adapter = [_hash(read_bytes(config))] if config.is_file() else []
+    return _hash("\x1f".join([*(contents[file].digest for file in model.files), *adapter]).encode())
 
 
 def digest_of(parts: Mapping[str, list[str]], tokenizer: str | None) -> str:

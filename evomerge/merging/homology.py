@@ -22,7 +22,7 @@ from evomerge.merging.layout import (
     is_token_embedding,
     towers_of,
 )
-from evomerge.merging.small_files import NESTED
+from evomerge.merging.settings import contradictions
 from evomerge.merging.tokenizer import shorten, tokenizer_faults, translation_faults
 
 __all__ = [
@@ -37,30 +37,6 @@ __all__ = [
 ]
 
 _FLOATS = ("bfloat16", "float16", "float32")
-
-_IDLE = frozenset(
-    {
-        "_attn_implementation",
-        "_name_or_path",
-        "auto_map",
-        "dtype",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "id2label",
-        "initializer_range",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "problem_type",
-        "return_dict",
-        "task_specific_params",
-        "torch_dtype",
-        "transformers_version",
-        "unsloth_version",
-        "use_cache",
-    }
-)
-"""Configuration keys that do not change what the weights compute; nor do those that `_matters` rules out."""
 
 _ROWS_REMEDY = "; say with pool.tokenizer (or --tokenizer) whose vocabulary the merged model takes"
 
@@ -179,7 +155,8 @@ def faults_between(base: Model, name: str, model: Model, terms: Terms) -> list[s
         model: the expert.
         terms: of the pool.
     """
-    faults = [*_config_faults(base.config, model.config, terms), *_tensor_faults(base, model, terms)]
+    ignored = () if terms.chosen is None else ("vocab_size",)
+    faults = [*contradictions(base.config, model.config, ignored), *_tensor_faults(base, model, terms)]
     faults += _carried_faults(base, model, terms)
     if terms.chosen is None:
         faults += _readable(tokenizer_faults, base, model)
@@ -197,56 +174,6 @@ def _readable(compare: Callable[[Path, Path], list[str]], one: Model, other: Mod
 def _has_head(model: Model) -> bool:
     """Whether the configuration promises an output head, or says nothing."""
     return all("CausalLM" in name or "LMHead" in name for name in model.config.get("architectures") or ())
-
-
-def _config_faults(base: Mapping[str, Any], model: Mapping[str, Any], terms: Terms) -> list[str]:
-    ignored = set() if terms.chosen is None else {"vocab_size"}
-    if ("text_config" in base) != ("text_config" in model):  # a plain language model and one inside a multimodal one
-        base, model = base.get("text_config", base), model.get("text_config", model)
-        ignored |= {"architectures", "model_type"}
-    mine, theirs = (_flattened(_plain(config)) for config in (base, model))
-    # A key in one file only is left alone: versions of transformers differ in which defaults they spell out, and
-    # whatever changes the architecture changes a tensor too.
-    return [
-        f"config.json: {key}: expected {shorten(mine[key])} as in the base; got {shorten(theirs[key])}"
-        for key in mine
-        if key in theirs and _matters(key) and key.split(".")[-1] not in ignored and mine[key] != theirs[key]
-    ]
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that always spells out settings that change no tensor's shape, yet what a model computes.
-
-    Rotary positions stand in `rope_theta`, `rope_scaling` or `rope_parameters`, by version; a window that is switched
-    off is none.
-    """
-    plain = dict(config)
-    rotary = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    if not any(isinstance(value, Mapping) for value in rotary.values()):  # else: rotary settings by kind of layer
-        kind = rotary.pop("rope_type", rotary.pop("type", "default"))
-        theta = rotary.pop("rope_theta", config.get("rope_theta") or 10_000.0)
-        plain |= {"rope_theta": float(theta), "rope_scaling": {"type": kind, **rotary}}
-        plain.pop("rope_parameters", None)
-    if config.get("use_sliding_window") is False:
-        plain["sliding_window"] = None
-    return {"sliding_window": None, "hidden_act": "silu"} | plain
-
-
-def _flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `outer.inner`, and the rotary base under one name in old and new files."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and key in NESTED:
-            flat.update(_flattened(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    moved = flat.pop(f"{prefix}rope_parameters.rope_theta", None)
-    return flat if moved is None else {f"{prefix}rope_theta": moved, **flat}
-
-
-def _matters(key: str) -> bool:
-    last = key.rsplit(".", maxsplit=1)[-1]
-    return not (last in _IDLE or "dropout" in last or last.endswith(("pdrop", "_token_id")))
 
 
 def _tensor_faults(base: Model, model: Model, terms: Terms) -> list[str]:

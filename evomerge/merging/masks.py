@@ -1,14 +1,14 @@
 """Random masks without storage of their own: a draw for every (seed, element), from two tables that all masks share.
 
 The draw of element i is the fractional part of `ONE[(a + i) mod P] + OTHER[(b + i) mod Q]`: cyclic tables of random
-numbers, prime in length, entered at places `a` and `b` that the seed tells. Two elements nearer than P Q = 2^40 differ in
-their place of one table at least, so their draws are independent, within a mask and between masks. To read runs of two
-tables that stay in a processor's cache is several times as fast as to hash every element (tables of noise: Salimans et
-al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning", section 2.1).
+numbers, prime in length, entered at places `a` and `b` that the seed tells. Two elements nearer than P Q = 2^40 differ
+in their place of one table at least, so their draws are independent, within a mask and between masks. To read runs of
+two tables that stay in a processor's cache is several times as fast as to hash every element (tables of noise: Salimans
+et al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning", section 2.1).
 
-A draw depends on nothing but the seed and the element's place in its unsharded tensor, so a mask is the same in any block
-size, in any order, on any device and after a resume. Draws are multiples of `GRAIN`, and all that is added to and compared
-with them is, too: none of it is rounded. Knows nothing of recipes or models.
+A draw depends on nothing but the seed and the element's place in its unsharded tensor, so a mask is the same in any
+block size, in any order, on any device and after a resume. Draws are multiples of `GRAIN`, and all that is added to and
+compared with them is, too: none of it is rounded. Knows nothing of recipes or models.
 """
 
 from __future__ import annotations
@@ -168,9 +168,7 @@ def draws(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return total - total.floor()
 
 
-def windows(
-    seed: int, start: int, count: int, device: torch.device | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def windows(seed: int, start: int, count: int, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """What the tables hold for a run of elements, for `draws`: fp32, each of shape `(count,)`, not to be written to."""
     quotient, first = divmod(seed, _PERIODS[0])
     one, other = (_table(number, device) for number in range(2))

@@ -78,9 +78,10 @@ class Operands:
         return len(self.values[0])
 
     def within(self, start: int, count: int) -> tuple[Any, ...]:
-        """Arguments for the elements `start .. start + count - 1`: numbers, ties, values; of each source, what it needs.
+        """Arguments for the elements `start .. start + count - 1`.
 
-        That is nothing, or the windows of its draws, or those and its table of levels.
+        Returns:
+            Numbers; last ties; values; of each source nothing, or the windows of its draws, or those and its levels.
         """
         part = slice(start, start + count)
         device = self.values[0].device

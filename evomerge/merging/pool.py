@@ -17,7 +17,7 @@ from evomerge.errors import PoolError
 from evomerge.merging.calibrated import Calibration
 from evomerge.merging.checkpoint import Checkpoint, Model, TensorInfo
 from evomerge.merging.content import Content, scan
-from evomerge.merging.digests import content_of, digest_of, parts_of
+from evomerge.merging.digests import change_of, content_of, digest_of, parts_of
 from evomerge.merging.homology import (
     Terms,
     carried_by,
@@ -73,6 +73,7 @@ class ModelPool:
         dtype: of the base's weights; the one that takes most bytes, if they differ.
         digest: 32 hexadecimal digits over names, configurations, tokenizers and every byte of the weights.
         contents: of each model, 32 hexadecimal digits over all that decides its tensors in this pool.
+        changes: of each model, 32 hexadecimal digits over the files of its weights alone.
         config: content of the merged model's `config.json`, dtype aside.
         tokenizer: pool name of the model whose tokenizer, special tokens and chat template the merged model takes.
         calibration: the texts that models are run over, for what merging asks of their activations and gradients.
@@ -85,6 +86,7 @@ class ModelPool:
     dtype: OutputDtype
     digest: str
     contents: Mapping[str, str]
+    changes: Mapping[str, str]
     config: Mapping[str, Any]
     base: str = BASE
     tokenizer: str = BASE
@@ -148,6 +150,7 @@ class ModelPool:
             dtype=dtype,
             digest=digest_of(parts, tokenizer),
             contents={name: content_of(name, parts, tokenizer, base=BASE) for name in parts},
+            changes={name: change_of(model, contents) for name, model in models.items()},
             config=config,
             tokenizer=chosen,
         )

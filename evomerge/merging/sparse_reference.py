@@ -77,10 +77,10 @@ def _banded(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, dens
 def _pruned(recipe: Recipe, pool: ModelPool, spec: TensorSpec, source: str, density: float) -> Sparsified:
     x = difference(recipe, pool, source, spec.name)
     epsilon = recipe.parameter("epsilon").at(spec.role, spec.layer)[recipe.sources.index(source)]
-    epsilon = min(epsilon, density, 1 - density)
+    epsilon = masks.window(min(epsilon, density, 1 - density))
     columns = len(x) if recipe.option("rank") == "tensor" or not spec.shape else spec.shape[-1]
     levels = _bin_levels(x) if recipe.option("rank") == "tensor" else _row_levels(x.view(-1, columns))
-    q = density - epsilon + 2 * epsilon * levels / 255
+    q = masks.limit(density) - epsilon + 2 * epsilon * levels / 255
     mask = masks.uniform(masks.tensor_seed(recipe.mask_seed, source, spec.name), 0, len(x)) < q
     kept = torch.where(mask, x, 0.0)
     match recipe.option("rescale"):

@@ -50,14 +50,14 @@ def moved(path: Path, space: RoutingSpace, random: np.random.Generator) -> Path:
 
 
 def _moves(space: RoutingSpace) -> dict[Move, float]:
-    """What may be done in a space, and how often it is tried."""
+    """What may be done in a space, and how often it is tried: changes of depth seldom, since most do harm."""
     moves: dict[Move, float] = {}
     if len(space.stock.sources) > 1:
-        moves |= {_graft: 3.0, _shift: 3.0}
+        moves |= {_graft: 8.0, _shift: 6.0}
     if not space.aligned:
-        moves |= {_insert: 0.5, _delete: 0.5, _repeat: 0.5}
+        moves |= {_insert: 1.0, _delete: 1.0, _repeat: 1.0}
     if space.scales[0] < space.scales[1]:
-        moves |= {_scale: 2.0}
+        moves |= {_scale: 4.0}
     return moves
 
 

@@ -71,6 +71,11 @@ class Round:
     answers: list[Scored] = field(default_factory=list)
     over: bool = False
 
+    @property
+    def begun(self) -> bool:
+        """Whether anybody is, or was, at it."""
+        return bool(self.away or self.answers)
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -112,15 +117,15 @@ class Rota:
         Args:
             held: the round of its last share.
         """
-        if held is not None and held.left:
+        if held is not None and held.left and held.begun:
             return self._take(held)
         if self._new:
             return self._take(self._new.popleft())
         return self._take(max(self._shared, key=_rest)) if self._shared else None
 
     def _take(self, round_: Round) -> Share:
-        first = not round_.away and not round_.answers
-        job = replace(round_.job, items=round_.left.popleft(), screened=round_.job.screened and first)
+        screened = round_.job.screened and not round_.begun
+        job = replace(round_.job, items=round_.left.popleft(), screened=screened)
         round_.away += 1
         self._waiting -= 1
         self._offer(round_)
@@ -140,7 +145,7 @@ class Rota:
             return
         round_.left.appendleft(share.job.items)
         self._waiting += 1
-        if round_.away or round_.answers:
+        if round_.begun:
             self._offer(round_)
         else:
             self._new.appendleft(round_)

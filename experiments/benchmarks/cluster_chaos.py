@@ -170,7 +170,7 @@ def _run(cluster: Any, nodes: list[Any], place: Path, evaluations: int, *, peace
     command, began = _command(place, evaluations, cluster.address), time.monotonic()
     log = (place / "output").open("w")
     driver = subprocess.Popen(command, stdout=log, stderr=log)
-    strike_at = time.monotonic() + EVERY
+    strike_at, struck = time.monotonic() + EVERY, 0
     while True:
         time.sleep(0.1)
         trail.follow()
@@ -179,9 +179,11 @@ def _run(cluster: Any, nodes: list[Any], place: Path, evaluations: int, *, peace
         if driver.poll() is not None:
             monkey.done["start of the driver"] += 1
             driver = subprocess.Popen(command, stdout=log, stderr=log)
-        # where nothing has worked yet, two blows to one candidate are held against it: see `evomerge.blame`
-        if not peace and time.monotonic() >= strike_at and trail.up and trail.done > WORKERS:
+        # where little has worked, two or three blows to one candidate are held against it (see `evomerge.blame`), so a
+        # machine that is too busy to do much between two blows gets fewer of them
+        if not peace and time.monotonic() >= strike_at and trail.up and trail.done > struck + WORKERS:
             monkey.strike(driver.kill)
+            struck = trail.done
             strike_at = time.monotonic() + EVERY * random.Random(str(monkey.done)).uniform(0.5, 1.5)
     seconds = time.monotonic() - began
     with RunStore.read(place / "run") as store:

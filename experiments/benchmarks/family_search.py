@@ -18,7 +18,7 @@ from evomerge.fitting import space_of
 from evomerge.launch import sole_worker_spec
 from evomerge.opening import open_run
 from evomerge.outcome import Job, Outcome, Responses
-from evomerge.pareto import hypervolume, nondominated
+from evomerge.pareto import hypervolume
 from evomerge.pools import lineup_of, open_pool
 from evomerge.search import Search
 from evomerge.stopping import Stop
@@ -36,7 +36,7 @@ class Found:
     """What a search is worth, all on items that it never saw.
 
     Attributes:
-        volume: hypervolume of what was confirmed, from a score of 0 in every objective, as a share of all there is.
+        volume: hypervolume of the finalists, from a score of 0 in every objective, as a share of all there is.
         mean: mean score of the best finalist on the whole. It is chosen by one half of the items and scored on the
             other, both ways, so its luck in being chosen does not count.
         parent: mean score of the best parent.
@@ -78,7 +78,7 @@ def found(confirmed: Mapping[int, Sequence[Responses]], anchors: Mapping[int, st
     means = {anchors[number]: float(table.mean()) for number, table in tables.items() if number in anchors}
     average = means.pop("uniform")
     return Found(
-        volume=hypervolume(-scores[nondominated(-scores)], [0.0] * scores.shape[1]),
+        volume=hypervolume(-scores, [0.0] * scores.shape[1]),
         mean=float(np.mean(unseen)),
         parent=max(means.values()),
         average=average,

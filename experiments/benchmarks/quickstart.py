@@ -28,7 +28,7 @@ from evomerge.runs import RunStore
 EVOMERGE = [sys.executable, "-m", "evomerge"]
 KILLS = 2 if QUICK else 25
 SEEDS = (0,) if QUICK else (0, 1, 2)
-SMALL = ["--executor", "serial", "--set", "budget.evaluations=45", "--set", "fitness.confirm.shortlist=4"]
+SMALL = ["--executor", "serial", "--set", "budget.evaluations=65", "--set", "fitness.confirm.shortlist=4"]
 
 
 def evomerge(*arguments: str) -> str:

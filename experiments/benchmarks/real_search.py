@@ -2,7 +2,7 @@
 
 Each published system is its algorithm and its genome, re-made from its paper or code; what it merges, how it is scored
 and how what it answers is confirmed are the same for all, so this compares searches and not tools. Seeds are paired.
-Published searches ask one fixed subset of items, ours a fresh one in each generation.
+Published searches ask one fixed subset of items, ours a fresh one in each generation. `init` writes the first arm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ ONE_EACH = "space.genes={weight: {low: 0.0, high: 1.0, knots: 1, edges: first}}"
 FIXED = "fitness.items.draw=fixed"
 
 ARMS = {
-    "ours: islands 60, 4 knots": ["algorithm={kind: islands, population: 60}"],
     "ours: islands 30, 4 knots": ["algorithm={kind: islands, population: 30}"],
     "ours: nsga2 20, 4 knots": ["algorithm={kind: nsga2, population: 20}"],
     "mergekit-evolve: cma per layer, on the mean": [

@@ -77,20 +77,31 @@ class Asked:
     gradual: Estimates
 
 
-def fitted(responses: Floats, start: ItemBank | None = None, promoted: int = 0) -> ItemBank:
+def fitted(
+    responses: Floats, start: ItemBank | None = None, promoted: int = 0, dimensions: int | None = None
+) -> ItemBank:
     """A bank; the last rows may be promoted candidates."""
     weights = np.where(np.arange(len(responses)) < len(responses) - promoted, 1.0, PROMOTED_WEIGHT)
-    items = range(responses.shape[1])
-    return fit_bank(responses, task="benchmark", items=items, digest="benchmark", weights=weights, start=start)
+    return fit_bank(
+        responses,
+        task="benchmark",
+        items=range(responses.shape[1]),
+        digest="benchmark",
+        weights=weights,
+        dimensions=dimensions,
+        start=start,
+    )
 
 
-def adaptive(bank: ItemBank, prior: AbilityPrior, tests: Floats, seed: int) -> Iterator[tuple[int, Asked]]:
+def adaptive(
+    bank: ItemBank, prior: AbilityPrior, tests: Floats, seed: int, audit: float = 0.2
+) -> Iterator[tuple[int, Asked]]:
     """The product's way: batches of 10, one fifth of the items an audit, estimates corrected by its residuals."""
     rng = np.random.default_rng(seed)
     order = audit_order(rng, *tests.shape)
     asked, abilities = np.zeros(tests.shape, dtype=bool), prior.abilities()
     for total in range(BATCH, max(SIZES) + 1, BATCH):
-        asked, count = audited_batch(bank, abilities, asked, order, total=total)
+        asked, count = audited_batch(bank, abilities, asked, order, total=total, share=audit)
         responses = np.where(asked, tests, np.nan)
         abilities = map_abilities(bank, responses, prior)
         if total in SIZES:

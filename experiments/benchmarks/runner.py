@@ -44,7 +44,7 @@ WORDS = (
     "over",
 )
 ITEMS, CHOICES = 40, 4
-REPEATS = 2 if QUICK else 5
+REPEATS = 5
 TARGET = 0.05
 
 

@@ -1,4 +1,4 @@
-"""Algorithms and knots on synthetic merges of known truth: what answers are worth, what asking costs, what kills change.
+"""Algorithms and knots on synthetic merges of known truth: what answers are worth, what asking costs and kills change.
 
 Every answer is measured noise-free. Seeds are paired: all rows meet the same tasks. `make bench NAME=search`.
 

@@ -158,3 +158,21 @@ def test_core_space_without_adapters_is_refused_before_anything_runs(evomerge: R
     code, _, err = evomerge("check", "quickstart", "--set", "space.operator={name: slerp, space: core}")
     assert code == 2
     assert "space core takes an operator on task vectors alone, one of task_arithmetic, " in err
+
+
+SERVED = ["--set", "engine={kind: openai, url: 'http://127.0.0.1:8000'}"]
+
+
+def test_pools_and_spaces_that_a_server_can_serve(evomerge: Run, adapters: dict[str, Path]) -> None:
+    """Without a server: whatever else there is to refuse is refused before one is asked."""
+    code, out, err = evomerge("check", "quickstart", "--set", pool_of(adapters), *SERVED)
+    assert (code, out.splitlines()[-1][:15]) == (0, "quickstart: ok "), err
+    code, out, _ = evomerge("plan", "quickstart", "--set", pool_of(adapters), *SERVED)
+    assert code == 0
+    assert "--max-lora-rank 8 or more; --max-loras 2 serves all workers at once" in " ".join(out.split())
+    code, _, err = evomerge("check", "quickstart", *SERVED)
+    assert code == 2
+    assert "all experts must be plain LoRA adapters:\n  rev: got a full model\n  sort: got a full model" in err
+    code, _, err = evomerge("check", "quickstart", "--set", pool_of(adapters), *SERVED, "--set", "space=ties")
+    assert code == 2
+    assert "must be sums of adapters' changes; got the operator ties" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -108,3 +109,18 @@ def test_more_lists_than_a_person_reads_are_named_only(evomerge: Run, tmp_path: 
     assert code == 0
     assert "transform.e7 none | star:17" in words
     assert "transform.e8, transform.e9 likewise" in words
+
+
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_experts_that_add_nothing_are_told(evomerge: Run, tmp_path: Path, command: str) -> None:
+    copy = tmp_path / "copy"
+    copytree(MODELS / "sort", copy)
+    (copy / "README.md").write_text("another name for it\n")
+    experts = {"none": MODELS / "base", "rev": MODELS / "rev", "sort": MODELS / "sort", "sort_too": copy}
+    pool = {"base": str(MODELS / "base"), "experts": {name: str(folder) for name, folder in experts.items()}}
+    code, _, err = evomerge(command, written(tmp_path, pool=pool))
+    assert code == 0
+    assert [line for line in err.splitlines() if "expert '" in line] == [
+        "warning: expert 'none': equal to the base in every weight; merging it changes nothing: remove it",
+        "warning: expert 'sort_too': the same as 'sort' in every weight; keep one of them",
+    ]

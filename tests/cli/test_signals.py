@@ -12,7 +12,12 @@ import pytest
 
 from evomerge.runs import RunStore
 
-SMALL = ["--executor", "serial", "--set", "budget.evaluations=45", "--set", "fitness.items={search: 64, confirm: 64}"]
+SMALL = [
+    "--executor", "serial",
+    "--set", "algorithm={kind: nsga2, population: 20}",
+    "--set", "budget.evaluations=45",
+    "--set", "fitness.items={search: 64, confirm: 64}",
+]  # fmt: skip
 
 
 def start(folder: Path) -> subprocess.Popen[str]:

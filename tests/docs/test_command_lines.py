@@ -65,7 +65,7 @@ def at_the_beginning(arguments: list[str], folder: Path) -> list[str]:
         (folder / "mine.yaml").unlink()
         (folder / "runs" / "mine").rename(folder / "runs" / "before")
         return arguments
-    return [*arguments, "--set", "budget.evaluations=24"]
+    return [*arguments, "--set", "budget.evaluations=34"]
 
 
 def yaml_files(page: Path) -> list[tuple[str, str]]:

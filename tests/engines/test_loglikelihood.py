@@ -88,6 +88,7 @@ def test_answers_to_one_prompt_share_its_row_and_do_not_see_each_other() -> None
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1],
     ]  # fmt: skip
     assert batch.branches.visible[1, 0, 4].all(), "padding sees its row, and so any NaN in it"
+    assert (len(batch.answers), len(batch.rows)) == (9, 7), "three answers begin at one place"
 
 
 def test_rows_of_plain_text_need_no_mask() -> None:

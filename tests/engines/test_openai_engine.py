@@ -4,6 +4,7 @@ terms from a transformers model; `test_vllm_server.py` asks vLLM's own."""
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ from transformers import AutoTokenizer
 from evomerge.config import FitnessConfig, FunctionConfig, LossConfig, OpenaiConfig, PoolConfig, TransformersConfig
 from evomerge.engines import EvalRunner, TransformersEngine
 from evomerge.engines.build import build_engine
-from evomerge.errors import MergeError, PoolError, RunError, TaskError
+from evomerge.errors import DiskError, MergeError, PoolError, RunError, TaskError
 from evomerge.merging.configured import configured_pool
 from evomerge.merging.pool import ModelPool
 from evomerge.outcome import ItemSet, Job, Scored
 from evomerge.recipe import OPERATORS, Field, Recipe, options_of, uniform
+from evomerge.runs import RunStore
 from evomerge.workers import WorkerSpec
 from evomerge.workers.base import run_safely
 from evomerge.workers.candidate import MergeWorker
@@ -45,6 +47,7 @@ class StandIn:
         self.key = ""
         self.ignores_adapters = self.has_no_updates = self.is_no_vllm = False
         self.busy = 0
+        self.answers_left = math.inf
         self.lock = threading.Lock()
 
     def model(self, *adapter: Path) -> Any:
@@ -56,8 +59,9 @@ class StandIn:
     def answer(self, path: str, body: Any, authorization: str | None) -> tuple[int, Any]:
         if self.key and authorization != f"Bearer {self.key}":
             return 401, {"error": "Unauthorized"}
-        if self.busy:
-            self.busy -= 1
+        self.answers_left -= 1
+        if self.busy or self.answers_left < 0:
+            self.busy = max(0, self.busy - 1)
             return 503, {"error": {"message": "starting"}}
         if path == "/v1/models":
             return 200, {"data": [{"id": name, "parent": None if name == "base" else "base"} for name in self.models]}
@@ -130,7 +134,10 @@ def server(source: PoolConfig) -> Iterator[Any]:
         def log_message(self, *_: Any) -> None:
             """Nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+    class Patient(ThreadingHTTPServer):
+        request_queue_size = 128
+
+    with Patient(("127.0.0.1", 0), Handler) as listening:
         thread = threading.Thread(target=listening.serve_forever, daemon=True)
         thread.start()
         standin.url = f"http://127.0.0.1:{listening.server_port}"  # type: ignore[attr-defined]
@@ -210,6 +217,11 @@ def test_adapters_come_and_go(server: Any, source: PoolConfig, tmp_path: Path) -
     engine.close()
     assert list(server.models) == ["base"]
     assert not list((tmp_path / "shared").iterdir())
+
+
+def test_a_folder_that_cannot_be_made(server: Any, source: PoolConfig) -> None:
+    with pytest.raises(DiskError, match=r"expected a folder to write adapters in; got .*; correct engine\.folder"):
+        engine_on(server, source, folder=source.base / "config.json" / "adapters")
 
 
 def test_workers_share_a_server(server: Any, source: PoolConfig) -> None:
@@ -328,6 +340,41 @@ def test_a_server_that_went_away_ends_the_run_and_no_candidate(
         run_safely(worker, job())
     server.busy = 0
     assert isinstance(run_safely(worker, job()), Scored)
+
+
+def test_a_run_goes_on_at_another_address(
+    server: Any, source: PoolConfig, evomerge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evomerge.engines.openai_client._PAUSES", ())
+    pool = {"base": str(source.base), "experts": {name: str(path) for name, path in source.experts.items()}}
+
+    def run(url: str, dtype: str = "float32") -> tuple[int, str, str]:
+        settings = [
+            f"pool={json.dumps(pool)}",
+            f"engine={{kind: openai, url: '{url}', dtype: {dtype}}}",
+            "executor={kind: serial}",
+            "space.knots=1",
+            "algorithm={kind: random, population: 4}",
+            "budget.evaluations=8",
+            "fitness.items={search: 4, confirm: 4}",
+            "fitness.confirm.shortlist=1",
+        ]
+        return evomerge("run", "quickstart", "--out", tmp_path / "run", *(x for s in settings for x in ("--set", s)))  # type: ignore[no-any-return]
+
+    server.answers_left = 80
+    code, _, err = run(server.url)
+    assert (code, "expected a server that answers; got 503" in err) == (3, True), err
+    with RunStore.read(tmp_path / "run") as store:
+        assert 0 < len(store.responses("search")) < 8
+        assert not list(store.failures())
+    server.answers_left = math.inf
+    assert run(server.url, dtype="bfloat16")[0] == 2
+    code, _, err = run(server.url.replace("127.0.0.1", "localhost"))
+    assert code == 0, err
+    with RunStore.read(tmp_path / "run") as store:
+        assert len(store.responses("search")) == 8
+        assert '"device": "vLLM 0.0-standin"' in (store.meta("workers") or "")
+        assert not list(store.failures())
 
 
 def test_a_server_that_was_started_anew(server: Any, source: PoolConfig) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from evomerge.merging import masks
 from evomerge.merging.executor import execute
 from evomerge.merging.keep_rules import Prune
 from evomerge.merging.operators import lower
@@ -170,7 +171,8 @@ def share_of(term: Term, like: torch.Tensor) -> torch.Tensor:
 
 def inverse_probability(rule: Prune) -> float:
     """Of the elements that are kept least often, but for those that never are."""
-    return 1 / rule.low if rule.low else 255 / rule.high
+    first, step = masks.ramp(rule.density, rule.epsilon)
+    return 1 / (first or step or 1.0)
 
 
 def conditioned(change: torch.Tensor, size: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -198,11 +198,12 @@ def test_outputs_may_be_strided_and_of_another_dtype(memory_pool: MakePool, comp
 
 
 @needs_compiler
-def test_threads_share_compiled_kernels(memory_pool: MakePool, compiler: Compiler) -> None:
+@pytest.mark.parametrize("name", ["linear", "vote"])
+def test_threads_share_compiled_kernels(memory_pool: MakePool, name: str, compiler: Compiler) -> None:
     pool = memory_pool(family(2, (ENOUGH,), ["bfloat16", "bfloat16", "float32"]))
     with ThreadPoolExecutor(4) as threads:
-        outs = list(threads.map(lambda _: merged(TRULY["linear"], pool, "bfloat16", compiler), range(20)))
-    expected = merged(TRULY["linear"], pool, "bfloat16", NEVER)
+        outs = list(threads.map(lambda _: merged(TRULY[name], pool, "bfloat16", compiler), range(20)))
+    expected = merged(TRULY[name], pool, "bfloat16", NEVER)
     assert all(torch.equal(out, expected) for out in outs)
 
 

@@ -46,7 +46,8 @@ def _densities(pool: Any, source: str, rule: Drop | Prune, x: torch.Tensor) -> t
     if isinstance(rule, Drop):
         return rule.density
     table = ranks.table(pool, Difference(base="base", source=source, names=(NAME,)), rule.ranks)
-    return rule.low + (rule.high - rule.low) * ranks.levels(table, rule.ranks, 0, x).double() / 255
+    first, step = masks.ramp(rule.density, rule.epsilon)
+    return first + step * ranks.levels(table, rule.ranks, 0, x).double()
 
 
 @RULES

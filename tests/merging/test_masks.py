@@ -22,25 +22,38 @@ def splitmix64(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
-def signed32(word: int) -> int:
-    return (word & 0xFFFFFFFF) - (2**32 if word & 0x80000000 else 0)
+def drawn(seed: int, index: int) -> float:
+    """The definition, one number at a time."""
+    primes = (1_048_573, 1_048_571)
+    places = (seed % primes[0] + index) % primes[0], (seed // primes[0] + index) % primes[1]
+    return sum((splitmix64(table, place) & 0x7FFFFF) / 2**23 for table, place in enumerate(places)) % 1
 
 
 @given(SEEDS, st.integers(0, 10**12), st.integers(1, 9))
-def test_is_splitmix64_two_numbers_per_hash(seed: int, start: int, count: int) -> None:
-    hashes = [splitmix64(seed, i // 2) >> (32 * (i % 2)) for i in range(start, start + count)]
-    expected = [signed32(word) / 2**32 + 0.5 for word in hashes]
-    assert masks.uniform(seed, start, count).tolist() == expected
+def test_draws_are_sums_of_two_cyclic_tables(seed: int, start: int, count: int) -> None:
+    assert masks.uniform(seed, start, count).tolist() == [drawn(seed, i) for i in range(start, start + count)]
 
 
-def test_the_algorithm_is_the_published_one() -> None:
+def test_the_tables_are_of_the_published_numbers() -> None:
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert [splitmix64(1234567, index) for index in range(3)] == known
 
 
+def test_runs_of_any_length_are_drawn() -> None:
+    whole = masks.uniform(5, 0, 2 * masks.RUN + 100)
+    for start in (masks.RUN - 3, 2 * masks.RUN):
+        assert torch.equal(masks.uniform(5, start, 100), whole[start : start + 100])
+
+
+def test_a_long_tensor_does_not_repeat_itself() -> None:
+    for period in (1_048_573, 1_048_571):
+        pair = torch.stack([masks.uniform(5, start, MANY) for start in (0, period)])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / math.sqrt(MANY)
+
+
 def test_golden_values_never_change() -> None:
     seed = masks.tensor_seed(3, "expert", "tensor")
-    assert masks.uniform(seed, 0, 2).mul(2**32).tolist() == [48273653.0, 48911361.0]
+    assert masks.uniform(seed, 0, 2).mul(2**23).tolist() == [3918208.0, 1865496.0]
 
 
 @given(SEEDS, st.integers(0, 50), st.integers(1, 60), st.floats(0, 1, exclude_max=True))
@@ -60,11 +73,20 @@ def test_levels_have_densities_of_their_own(seed: int, start: int, window: tuple
     numbers = masks.uniform(seed, start, len(levels))
     densities = density - epsilon + 2 * epsilon * levels.double() / 255
     kept = masks.keep_by_level(seed, density, epsilon, levels, start).bool()
-    sure = (numbers - densities).abs() > 2.0**-29
+    sure = (numbers - densities).abs() > 4e-5
     assert torch.equal(kept[sure], (numbers < densities)[sure])
-    limits = masks.level_limits(*masks.ramp(density, epsilon), levels)
-    word, index = torch.tensor(masks.word(seed, start - start % 2)), torch.arange(256) + start % 2
-    assert torch.equal(masks.kept_by_word(word, limits, index), kept)
+
+
+@given(CENTRES)
+def test_limits_of_levels_are_exact_in_single_precision(window: tuple[float, float]) -> None:
+    density, epsilon = window
+    assert epsilon - 4e-5 < masks.window(epsilon) <= epsilon
+    assert masks.window(masks.window(epsilon)) == masks.window(epsilon)
+    units = masks.level_limits(*masks.ramp(density, epsilon), torch.arange(256)).double() / masks.GRAIN
+    assert torch.equal(units, units.round())
+    assert set(units.diff().tolist()) == {2 * masks.window(epsilon) / 255 / masks.GRAIN}
+    middle = (masks.limit(density) - masks.window(epsilon)) / masks.GRAIN
+    assert units[0] == middle >= 0
 
 
 @given(SEEDS, st.integers(0, 50), st.integers(1, masks.STEPS - 1), st.floats(0, 0.5))

@@ -103,11 +103,11 @@ class TestKinship:
 
     def test_it_goes_on_when_the_best_are_one_recipe(self) -> None:
         space = soup(2, "simplex")
-        algorithm = build_algorithm(
-            KinshipConfig(kind="kinship", best=2, population=4), Problem(space=space, weights=(1.0,), seed=0)
-        )
-        asked = drive(algorithm, 6, lambda genome: near((0.5, 0.5))(Genome(shares_of(space, genome))))
-        assert len({genome for generation in asked for genome in generation}) == 24
+        first = (*space.known, space.start, Genome((1.0, 1.0)))
+        assert space.decode(first[2]) == space.decode(first[3])
+        algorithm = Kinship(first=first, weights=(1.0,), best=2, population=4, seed=0, crossing=space)
+        asked = drive(algorithm, 3, lambda genome: near((0.5, 0.5))(Genome(shares_of(space, genome))))
+        assert len({genome for generation in asked for genome in generation}) == 12
 
 
 class TestFrankWolfe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -112,6 +113,25 @@ class TestEverySpace:
         assert len(set(algorithm.answer())) == len(algorithm.answer()) == 6
 
 
+def test_scales_of_joints_go_along_and_others_stay() -> None:
+    found, joints = space("scaled"), set[tuple[int, ...]]()
+    scales = {1: 0.9, 2: 1.5, 6: 0.7}  # within the base, on the way to the other model, on the way back
+    path = tuple(replace(hop, scale=scales.get(hop.layer, 1.0)) for hop in WANTED)
+    for seed in range(200):
+        after = moved(path, found, np.random.default_rng(seed))
+        if [hop.layer for hop in after] != list(range(8)) or {hop.source for hop in after} != {None, "rev"}:
+            continue
+        borders = {place for place in range(1, 8) if after[place - 1].source != after[place].source}
+        if [hop.source for hop in after] == [hop.source for hop in path]:
+            continue
+        joints.add(tuple(sorted(borders)))
+        for place, hop in enumerate(after):
+            own = 0.9 if place == 1 and hop.source is None else 1.0
+            crossing = 1.5 if hop.source else 0.7
+            assert hop.scale == (crossing if place in borders else own)
+    assert {(1, 6), (3, 6), (4, 6), (2, 5), (2, 7)} <= joints
+
+
 @pytest.mark.parametrize("name", ["plain", "scaled", "aligned"])
 @pytest.mark.parametrize("seed", range(3))
 def test_it_crosses_the_valley_to_another_model(name: str, seed: int) -> None:
@@ -151,7 +171,7 @@ def test_several_objectives_are_answered_with_the_front_of_the_survivors() -> No
 
 def test_a_joint_search_tunes_the_merge_too() -> None:
     found, algorithm = space("joint"), build("joint")
-    for _ in range(60):
+    for _ in range(80):
         genomes = algorithm.ask()
         costs = [
             (sum((value - 0.8) ** 2 for value in genome.values[found.slots :]) + 0.1 * len(found.path_of(genome)),)

@@ -151,7 +151,7 @@ def test_children_are_bred_from_the_archive_of_the_moment() -> None:
         flying.append(algorithm.ask_one())
         (crossing,) = algorithm.lineage
         assert crossing is not None
-        assert {crossing.first, crossing.second} <= {*known, *build("m2n2")._seeds}
+        assert {crossing.first, crossing.second} <= {*known, *build("m2n2")._founders}
 
 
 def test_nobody_is_evaluated_again_while_a_repeat_is_on_its_way() -> None:

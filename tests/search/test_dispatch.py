@@ -58,6 +58,22 @@ def test_the_longest_jobs_go_first_and_equal_ones_in_their_order(tmp_path: Path)
     store.close()
 
 
+def test_what_is_begun_is_recorded_before_it_is_handed_out_and_once(tmp_path: Path) -> None:
+    store, jobs = store_and_jobs(tmp_path / "run", [5, 5])
+    seen: list[int] = []
+    executor = SerialExecutor(lambda: Scores(seen))
+    executor.start()
+    evaluator = Evaluator(store, executor)
+    evaluator.take(jobs)
+    for _ in range(2):  # there is room for one
+        evaluator.begin(Stop())
+        assert [attempt.candidate for attempt in store.attempts()] == [0]
+    assert [job.candidate for job in evaluator.arrivals(Stop())] == [0] == seen
+    assert [job.candidate for job in evaluator.arrivals(Stop())] == [1]
+    assert [(a.candidate, a.number, a.status) for a in store.attempts()] == [(0, 1, "scored"), (1, 1, "scored")]
+    store.close()
+
+
 def test_lost_nodes_are_recorded_as_such_and_charge_nobody(tmp_path: Path) -> None:
     class Preempted(FaultyExecutor):
         """Calls every death one of a node."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.config import RayConfig
-from evomerge.errors import PoolError
+from evomerge.errors import PoolError, RunError
 from evomerge.outcome import Failed, ItemSet, Job, Outcome, Responses, Scored
 from evomerge.recipe import uniform
 from evomerge.workers import WorkerInfo
@@ -54,6 +54,8 @@ class ToyWorker:
             )
         if act == "raise":
             raise ValueError("a broken\npromise")
+        if act == "stop":
+            raise RunError("the server is gone")
         if act == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if act == "hang":

@@ -49,12 +49,25 @@ def drain(executor: Executor, count: int) -> list[Outcome]:
     return outcomes
 
 
+def submit_and_drain(executor: Executor, job: Job) -> None:
+    executor.submit(job)
+    drain(executor, 1)
+
+
 class TestEveryExecutor:
     def test_start_tells_what_the_worker_found(self, make: Make, toys: Any) -> None:
         executor = make(toys())
         info = executor.start()
         assert (info.sizes, info.pool_digest) == ({"t": 10}, "d")
         assert executor.capacity >= 1
+
+    def test_what_all_candidates_need_ends_the_run_when_it_is_gone(
+        self, make: Make, toys: Any, job_of: Callable[..., Job]
+    ) -> None:
+        executor = make(toys({0: "stop"}))
+        executor.start()
+        with pytest.raises(RunError, match="the server is gone"):
+            submit_and_drain(executor, job_of(0))
 
     def test_every_job_is_answered_exactly_once(self, make: Make, toys: Any, job_of: Callable[..., Job]) -> None:
         executor = make(toys({2: "fail", 4: "raise"}))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.errors import PoolError
+from evomerge.errors import PoolError, RunError
 from evomerge.outcome import Failed, Scored
 from evomerge.runs import RunStore
 from evomerge.workers import SerialExecutor
@@ -117,6 +117,14 @@ def test_a_worker_that_cannot_start_alone_says_why(
     flag.touch()
     executor.submit(_with(job_of(0), True))
     with pytest.raises(PoolError, match="expected 2 layers"):
+        executor.wait(0)
+
+
+def test_what_all_candidates_need_is_missed_alone_too(toys: Any, job_of: Any) -> None:
+    executor = SerialExecutor(toys({0: "stop"}))
+    executor.start()
+    executor.submit(_with(job_of(0), True))
+    with pytest.raises(RunError, match="the server is gone"):
         executor.wait(0)
 
 

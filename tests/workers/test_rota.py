@@ -83,7 +83,7 @@ def test_shards_come_to_what_the_whole_comes_to(items: ItemSet, size: int, order
 def test_every_job_is_answered_once_whatever_befalls_the_workers(
     sizes: list[int], shard: int | None, workers: int, data: st.DataObject
 ) -> None:
-    """Workers finish in any order, give shares back that they did not begin, and die; what died is handed in again."""
+    """Workers finish in any order, give back what they did not begin, and die; what died is handed in again."""
     rota = Rota(shard)
     found: dict[int, Outcome] = {}
     jobs = {number: job(number, ItemSet.of({"t": tuple(range(size))})) for number, size in enumerate(sizes)}
@@ -91,7 +91,7 @@ def test_every_job_is_answered_once_whatever_befalls_the_workers(
         rota.add(each)
     held: list[Round | None] = [None] * workers
     at: list[deque[Share]] = [deque() for _ in range(workers)]
-    deaths = 3
+    troubles = 4
     while len(found) < len(jobs):
         for worker in range(workers):
             while len(at[worker]) < 2 and (share := rota.next(held[worker])) is not None:
@@ -99,18 +99,22 @@ def test_every_job_is_answered_once_whatever_befalls_the_workers(
                 at[worker].append(share)
         busy = [worker for worker in range(workers) if at[worker]]
         worker = data.draw(st.sampled_from(busy), label="worker")
-        share = at[worker].popleft()
         outcome: Outcome | None = None
-        if deaths and data.draw(st.integers(0, 4), label="fate") == 0:
-            deaths -= 1
+        fate = data.draw(st.sampled_from(["answer", "die", "cut off"]), label="fate") if troubles else "answer"
+        troubles -= fate != "answer"
+        share = at[worker].popleft()
+        if fate == "answer":
+            outcome = rota.done(share, answer(share.job))
+        else:
             for waiting in reversed(at[worker]):
                 rota.give_back(waiting)
             at[worker].clear()
+        if fate == "cut off":
+            rota.give_back(share)  # it holds what it held
+        elif fate == "die":
             held[worker] = None
             if rota.done(share, failure(share.job)) is not None:
                 rota.add(jobs[share.job.candidate])
-        else:
-            outcome = rota.done(share, answer(share.job))
         if outcome is not None:
             assert outcome.candidate not in found
             found[outcome.candidate] = outcome
