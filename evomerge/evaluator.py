@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -62,7 +62,7 @@ class Evaluator:
         self._flying: dict[tuple[int, Phase, int], Job] = {}
         self._begun: list[Job] = []  # those that are still to be handed out
         self._twins: dict[_Place, list[Job]] = {}
-        self._tokens: dict[tuple[int, Phase, int], int] = {}
+        self._tokens: dict[tuple[int, Phase, int], Mapping[str, int]] = {}
         for result in store.results():
             self._rounds[result.candidate, result.phase][result.round] = result.responses
             self._tokens[result.candidate, result.phase, result.round] = result.tokens
@@ -90,9 +90,9 @@ class Evaluator:
         found = self._rounds.get((candidate, phase), {})
         return together(found[number] for number in rounds) if all(number in found for number in rounds) else None
 
-    def tokens(self, candidate: int, phase: Phase, number: int) -> int:
-        """What a round took, or would have taken where an equal one's result was shared; 0 if it failed."""
-        return self._tokens.get((candidate, phase, number), 0)
+    def tokens(self, candidate: int, phase: Phase, number: int) -> Mapping[str, int]:
+        """What a round took by task, or would have taken where an equal one's result was shared; {} if it failed."""
+        return self._tokens.get((candidate, phase, number), {})
 
     def refuse_failure(self, candidate: int, phase: Phase, needed_by: str) -> None:
         """End the run if a candidate failed that it cannot do without; the next start tries that one again.

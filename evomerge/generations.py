@@ -88,9 +88,11 @@ class Generations(Loop):
                 settled = min(max(settled, done), len(labels) * (generation == 0) + len(candidates))
                 yield self._progress(generation, settled)
             self._require(labels)
-            taken = {i: self.evaluator.tokens(i, "search", self._rounds[i]) for i in questions}
-            self.tokens += sum(taken.values())
-            spent += sum(tokens for i, tokens in taken.items() if i not in numbers.values())
+            for i, items in questions.items():
+                taken = self.evaluator.tokens(i, "search", self._rounds[i])
+                self.assessment.took(items, taken)
+                self.tokens += sum(taken.values())
+                spent += 0 if i in numbers.values() else sum(taken.values())
             self.dearest = max(self.dearest, spent)
             self._rounds.update(questions.keys())
             self.spent += sum(map(len, questions.values()))

@@ -137,8 +137,8 @@ class Scored:
         responses: one record per (task, metric), sorted.
         seconds: wall seconds by stage: `materialize`, `screen` (if candidates are screened), `forward` (the model's
             forward pass), `evaluate` (scoring without the forward pass).
-        tokens: read and written: prompts, each text of an item once, answers that were scored and texts that were
-            written; items of a user's function aside.
+        tokens: read and written, by task: prompts, each text of an item once, answers that were scored and texts that
+            were written. Without the tasks whose scorers are a user's functions, of which nobody knows.
         rewritten: share of the live model's weights that had to be written, 0 to 1; None for a worker that has none.
         worker: who did it.
     """
@@ -148,7 +148,7 @@ class Scored:
     round: int = 0
     responses: tuple[Responses, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
-    tokens: int = 0
+    tokens: Mapping[str, int] = field(default_factory=dict)
     rewritten: float | None = None
     worker: str = ""
 

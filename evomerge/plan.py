@@ -139,9 +139,10 @@ def _shortened(words: Sequence[str], between: str) -> str:
 def _generations(experiment: Experiment) -> list[int]:
     """Candidates of each generation that the budget holds; each by itself if there are none."""
     sizes: list[int] = []
-    left = experiment.budget.evaluations - experiment.anchors
-    while 0 < (size := experiment.algorithm.step_at(sum(sizes))) <= left - sum(sizes):
+    asked, most = 0, experiment.budget.evaluations - experiment.anchors
+    while 0 < (size := experiment.algorithm.step_at(asked)) <= most - asked:
         sizes.append(size)
+        asked += size
     return sizes
 
 

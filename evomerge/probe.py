@@ -45,7 +45,7 @@ def probe(experiment: Experiment, pool: ModelPool, lineup: Lineup, space: Search
     scored = [_scored(worker, job) for job in jobs][1:]
     return Pace(
         seconds=fmean(sum(outcome.seconds.values()) for outcome in scored),
-        tokens=fmean(outcome.tokens for outcome in scored),
+        tokens=fmean(sum(outcome.tokens.values()) for outcome in scored),
         source=f"measured here on {_MEASURED} random candidates",
     )
 

@@ -147,7 +147,7 @@ class Steady(Loop):
             answers[job.candidate] = self._answers(by_id[job.candidate], range(job.round, job.round + 1))
         found = self.assessment.told([candidate.id], block, answers).get(candidate.id)
         scores = None if found is None else found.scores
-        taken = self.evaluator.tokens(candidate.id, "search", 0)
+        taken = sum(self.evaluator.tokens(candidate.id, "search", 0).values())
         self.tokens += taken
         if block != self._learned:
             self._learned = block
@@ -174,7 +174,7 @@ class Steady(Loop):
         """Tokens that anchors took beside a block, the first time that it is asked; those of round 0 are told of."""
         jobs = [] if block in self._begun else [job for job in self._beside[block] if job.round]
         self._begun.add(block)
-        return sum(self.evaluator.tokens(job.candidate, "search", job.round) for job in jobs)
+        return sum(sum(self.evaluator.tokens(job.candidate, "search", job.round).values()) for job in jobs)
 
     def _refuse_lost_anchors(self) -> None:
         """End a run without an anchor that is compared with, or without anything scored: no tell could be trusted."""

@@ -46,16 +46,22 @@ def trackers(incomplete: str) -> list[str]:
 
 def runs(incomplete: str) -> list[str]:
     """Run folders here, and those in folders that lead to some."""
-    found = [path for path in _paths(incomplete) if path.is_dir()]
-    below = [child for path in found if not _is_run(path) for child in sorted(path.glob("*/"))]
-    return [str(path) for path in (*found, *below) if _is_run(path)]
+    found = [(text, path) for text, path in _paths(incomplete) if path.is_dir()]
+    below = [
+        (f"{text}/{child.name}", child)
+        for text, path in found
+        if not _is_run(path)
+        for child in sorted(path.glob("*/"))
+    ]
+    return [text for text, path in (*found, *below) if _is_run(path)]
 
 
 def candidates(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names and numbers of the candidates of the run that was typed before."""
     typed = [ctx.params.get("run"), *ctx.args]  # an option without its value keeps arguments from being assigned
-    folder = next((Path(each) for each in typed if each is not None and _is_run(Path(each))), None)
-    with suppress(sqlite3.Error, ValueError, LookupError, TypeError):
+    with suppress(sqlite3.Error, OSError, RuntimeError, ValueError, LookupError, TypeError):
+        folders = (Path(each).expanduser() for each in typed if each is not None)  # shells complete before they expand
+        folder = next(filter(_is_run, folders), None)
         return _beginning(incomplete, ["knee"] if folder is None else _candidates(folder))
     return []
 
@@ -81,16 +87,21 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def _paths(incomplete: str) -> list[Path]:
-    """What lies where the half-typed path leads, and begins like its last part."""
-    typed = Path(incomplete).expanduser()
-    folder, name = (typed, "") if incomplete.endswith("/") or not incomplete else (typed.parent, typed.name)
-    with suppress(OSError):
-        return sorted(path for path in folder.iterdir() if path.name.startswith(name) and path.name[0] != ".")
+def _paths(incomplete: str) -> list[tuple[str, Path]]:
+    """What lies where the half-typed path leads, and begins like its last part: as it would be typed on, and where.
+
+    Some shells drop whatever does not begin as it was typed, so `./` and `~/` stay.
+    """
+    cut = incomplete.rfind("/") + 1
+    lead, name = incomplete[:cut], incomplete[cut:]
+    with suppress(OSError, RuntimeError, ValueError):
+        folder = Path(lead or ".").expanduser()
+        paths = sorted(path for path in folder.iterdir() if path.name.startswith(name) and path.name[0] != ".")
+        return [(f"{lead}{path.name}", path) for path in paths]
     return []
 
 
 def _files(incomplete: str, suffix: str) -> list[str]:
     """Files of a kind, and folders that may hold some."""
-    found = [path for path in _paths(incomplete) if path.suffix == suffix or path.is_dir()]
-    return [f"{path}/" if path.is_dir() else str(path) for path in found]
+    found = [(text, path.is_dir()) for text, path in _paths(incomplete) if path.suffix == suffix or path.is_dir()]
+    return [f"{text}/" if folder else text for text, folder in found]

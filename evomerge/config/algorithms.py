@@ -192,8 +192,8 @@ class MapConfig(AlgorithmConfig):
     fitted where its variance is largest."""
     nested: Annotated[int, Field(ge=2, le=8)] | None = None
     """Merges so many experts at a time, one coefficient for each, then the merges in turn, by about 12 candidates for
-    each expert where it is 2. The experts' order says who is merged with whom. Parameter spaces only. Left out: all
-    genes at once."""
+    each expert where it is 2. The experts' order says who is merged with whom. Parameter spaces only, whose other
+    genes stay at their start. Left out: all genes at once."""
 
     def misfit(self, objectives: int, genes: int = 1, space: str | None = None) -> str | None:
         """See `AlgorithmConfig.misfit`."""

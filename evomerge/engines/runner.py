@@ -70,7 +70,7 @@ class EvalRunner:
         seed: run seed; picks worked examples and seeds any sampling, equally for every candidate.
 
     Attributes:
-        tokens: that the last `score` read and wrote; those of a function scorer are not known.
+        tokens: that the last `score` read and wrote, by task; those of a function scorer are not known.
 
     Raises:
         TaskError: every fault of every objective, together; else every fault of every scorer.
@@ -90,7 +90,7 @@ class EvalRunner:
                 first = _requests_for_text(self._items[name][:1])
                 self._backend.writing([request.args for request in first])  # refuses bad settings
         self._prepared: dict[ItemSet, _Prepared] = {}  # the latest last
-        self.tokens = 0
+        self.tokens: Mapping[str, int] = {}
 
     def sizes(self) -> dict[str, int]:
         """Number of items of every task."""
@@ -128,9 +128,10 @@ class EvalRunner:
         prepared = self._prepare(bench)
         tokens = self._answer(prepared)
         watch.check_finite()
-        read = sum(item.tokens for chosen in prepared.chosen.values() for item in chosen)
-        blocks = sum(len(ids) * self._scorers[name].block for name, ids in items.tasks if name in own)
-        self.tokens = read + sum(tokens.values()) + blocks
+        blocks = {name: len(ids) * self._scorers[name].block for name, ids in items.tasks if name in own}
+        self.tokens = {name: _taken(chosen, tokens) for name, chosen in prepared.chosen.items()} | {
+            name: read for name, read in blocks.items() if read
+        }
         responses = tuple(
             response
             for name, ids in items.tasks
@@ -244,12 +245,21 @@ def _responses(
         ensembles[name].apply([request for item in items for request in item.requests])
         judged[name] = [
             task.task.process_results(item.doc, [request.filtered_resps[name] for request in item.requests])
-            | {TOKENS: sum(tokens.get(id(request), 0) for request in item.requests)}
+            | {TOKENS: _written(item, tokens)}
             for item in items
         ]
     for metric, name in task.filters.items():
         values = tuple(number(task.name, metric, i, verdict) for i, verdict in zip(ids, judged[name], strict=True))
         yield Responses(task=task.name, metric=metric, items=tuple(ids), values=values)
+
+
+def _taken(items: Sequence[Item], tokens: Mapping[int, int]) -> int:
+    """Tokens that were read and written for some items."""
+    return sum(item.tokens + _written(item, tokens) for item in items)
+
+
+def _written(item: Item, tokens: Mapping[int, int]) -> int:
+    return sum(tokens.get(id(request), 0) for request in item.requests)
 
 
 def number(task: str, metric: str, item: int, verdict: Mapping[str, Any]) -> float:

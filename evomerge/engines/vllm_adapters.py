@@ -6,7 +6,6 @@ Knows nothing of tasks, items or scores.
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from evomerge.recipe import OutputDtype, Recipe
 
 __all__ = ["VllmAdapters"]
-
-_MEMORY = "/dev/shm"
-"""A folder in memory, where there is one: adapters live for one candidate."""
 
 
 @final
@@ -79,8 +75,7 @@ class VllmAdapters:
             pool.tokenizer_folder, trust_remote_code=False, local_files_only=True
         )
         self.watch = VllmWatch()
-        memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-        self._folder = Path(mkdtemp(prefix="evomerge-adapters-", dir=memory))
+        self._folder = Path(mkdtemp(prefix="evomerge-adapters-"))  # on disk: a killed worker leaves it behind
         self._clean = finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         # without the list, vLLM wraps the output head as well, and prompts' log-probabilities are wrong or fail
         settings = {"max_lora_rank": served_rank(pool), "max_loras": 1, "lora_target_modules": adapted_modules(pool)}

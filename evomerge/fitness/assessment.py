@@ -1,20 +1,21 @@
 """How a generation is scored: what its candidates are asked, round by round, and what their answers come to.
 
 Knows nothing of engines, stores or optimizers. An assessment is a dialogue, so that whoever drives it may take answers
-from a record as well as from workers; equal answers lead to equal questions.
+from a record as well as from workers; equal answers, for equal tokens, lead to equal questions.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from evomerge.config import ObjectiveConfig, RaceConfig
 from evomerge.fitness.estimate import Floats, weights
+from evomerge.fitness.portions import portions
 from evomerge.fitness.racing import front_probability, halved, survival_probability, undecided
 from evomerge.outcome import Answer, ItemSet
 from evomerge.rng import stream
@@ -22,7 +23,7 @@ from evomerge.rng import stream
 if TYPE_CHECKING:
     from evomerge.fitness.irt import Remedy
 
-__all__ = ["Answers", "Assessment", "Check", "Contest", "Questions", "Reader", "Told", "portions"]
+__all__ = ["Answers", "Assessment", "Check", "Contest", "Questions", "Reader", "Told"]
 
 Contest = Literal["mean", "front"]
 """What candidates compete for: to be in the better half by the weighted mean, or for a place on the front."""
@@ -67,6 +68,10 @@ class Check:
 class Reader(Protocol):
     """Chooses items and reads answers."""
 
+    @property
+    def tasks(self) -> Sequence[str]:
+        """What items are chosen from."""
+
     def size(self, total: int | None = None) -> int:
         """Items over all tasks that make `total` per task, or all that scores speak of."""
 
@@ -80,13 +85,13 @@ class Reader(Protocol):
     def again(self, generation: int) -> Questions:
         """What anchors are asked beside a later generation, so that candidates can be compared with them."""
 
-    def ask(self, candidates: Mapping[int, tuple[float, ...]], generation: int, total: int) -> Questions:
-        """The items that bring each candidate to `total` per task.
+    def ask(self, candidates: Mapping[int, tuple[float, ...]], generation: int, totals: Mapping[str, int]) -> Questions:
+        """The items that bring each candidate to `totals`.
 
         Args:
             candidates: genomes in the unit box by id.
             generation: counted from 0.
-            total: items per task, those asked before included.
+            totals: items of every task, those asked before included.
         """
 
     def rest(self, candidates: Sequence[int]) -> Questions:
@@ -137,7 +142,9 @@ class Assessment:
         self._reader, self._race, self._promote, self._seed = reader, race, promote, seed
         self._contest: Contest = contest
         self._share = weights(objectives)
-        self._search, self._totals = search, portions(search, race.rounds if race else 1)
+        self._search = search
+        self._asked: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
         self._rivals: dict[int, Told] = {}
 
     def generation(
@@ -159,8 +166,8 @@ class Assessment:
         known = [*references.values()] if generation == 0 else []
         beside = self._reader.start(references) if generation == 0 else self._reader.again(generation)
         racing = dict(candidates)
-        for number, total in enumerate(self._totals):
-            questions = {**(beside if number == 0 else {}), **self._reader.ask(racing, generation, total)}
+        for number, totals in enumerate(self._portions()):
+            questions = {**(beside if number == 0 else {}), **self._reader.ask(racing, generation, totals)}
             if questions:
                 self._reader.learn((yield questions))
             found = self._reader.told([*candidates], generation)
@@ -174,6 +181,16 @@ class Assessment:
         self._rivals |= found
         return found
 
+    def took(self, items: ItemSet, tokens: Mapping[str, int]) -> None:
+        """Learn what items cost; later generations are asked first what tells most for its tokens.
+
+        Args:
+            items: that somebody was asked.
+            tokens: that they took by task; a task of which nobody knows is missing.
+        """
+        self._asked.update({task: len(ids) for task, ids in items.tasks if task in tokens})
+        self._tokens.update(tokens)
+
     def beside(self, generation: int, references: Mapping[str, int]) -> Questions:
         """What anchors are asked for candidates that are scored one by one, beside those of one block.
 
@@ -185,7 +202,8 @@ class Assessment:
 
     def alone(self, candidate: int, genome: tuple[float, ...], generation: int) -> ItemSet:
         """What a candidate is asked that is scored by itself, without a race."""
-        return self._reader.ask({candidate: genome}, generation, self._search)[candidate]
+        totals = dict.fromkeys(self._reader.tasks, self._search)
+        return self._reader.ask({candidate: genome}, generation, totals)[candidate]
 
     def told(self, candidates: Sequence[int], generation: int, answers: Answers) -> dict[int, Told]:
         """What is known of such candidates, or anchors; without those that failed.
@@ -215,6 +233,14 @@ class Assessment:
     def checks(self, generation: int) -> dict[str, Check]:
         """See `Reader.checks`."""
         return self._reader.checks(generation)
+
+    def _portions(self) -> list[dict[str, int]]:
+        """Items of every task after each round of a generation; equal shares while the cost of some is unknown."""
+        tasks = self._reader.tasks
+        costs = dict.fromkeys(tasks, 1.0)
+        if all(self._tokens[task] for task in tasks):
+            costs = {task: self._tokens[task] / self._asked[task] for task in tasks}
+        return portions(costs, self._search, self._race.rounds if self._race else 1)
 
     def _open(self, found: Mapping[int, Told], racing: Sequence[int], generation: int, number: int) -> list[int]:
         """Those still racing that more items may decide."""
@@ -256,14 +282,3 @@ def _matrices(found: Mapping[int, Told]) -> tuple[list[int], Floats, Floats]:
     spread = means.max(axis=0) - means.min(axis=0) + 1.0
     means = means - np.where(broken > 0, 1.0 + broken, 0.0)[:, None] * spread
     return list(found), means, np.array([told.sds for told in found.values()])
-
-
-def portions(search: int, rounds: int) -> list[int]:
-    """Items per task after each round: equal portions, the first ones larger by one where they do not divide.
-
-    Example:
-        >>> portions(10, 3)
-        [4, 7, 10]
-    """
-    edges = [-(-search * number // rounds) for number in range(rounds + 1)]
-    return [after for before, after in pairwise(edges) if after > before]

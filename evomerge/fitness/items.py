@@ -46,17 +46,20 @@ class ItemSplit:
             if shared := set(ids).intersection(self.pool[task]):
                 raise ValueError(f"task {task!r}: items {sorted(shared)} both steer the search and confirm it")
 
-    def draw(self, generation: int, start: int = 0, stop: int | None = None) -> ItemSet:
+    def draw(
+        self, generation: int, start: Mapping[str, int] | None = None, stop: Mapping[str, int] | None = None
+    ) -> ItemSet:
         """The items that score every candidate of one generation, or a portion of them; the same on every call.
 
         Args:
             generation: counted from 0.
-            start: first item of each task's draw.
+            start: first item of each task's draw; None is the very first.
             stop: the one after the last; None is all.
         """
         when = 0 if self.policy == "fixed" else generation
         order = {task: _order(ids, self.size, self.seed, task, when) for task, ids in self.pool.items()}
-        return ItemSet.of({task: ids[start:stop] for task, ids in order.items()})
+        chosen = {task: ids[start[task] if start else 0 : stop[task] if stop else None] for task, ids in order.items()}
+        return ItemSet.of({task: ids for task, ids in chosen.items() if ids})
 
 
 @lru_cache(maxsize=64)

@@ -88,6 +88,11 @@ class ReducedItems:
         self._exact: dict[int, tuple[Answer, ...]] = {}
         self._generation = 0
 
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Those of objectives and constraints."""
+        return [*self._lead]
+
     def size(self, total: int | None = None) -> int:
         """Items over all tasks for `total` per task, or for whole universes."""
         return sum(len(m.items) if total is None else min(total, len(m.items)) for m in self._lead.values())
@@ -101,14 +106,14 @@ class ReducedItems:
         """Nothing: the anchors have answered everything."""
         return {}
 
-    def ask(self, candidates: Mapping[int, Genome], generation: int, total: int) -> Questions:
+    def ask(self, candidates: Mapping[int, Genome], generation: int, totals: Mapping[str, int]) -> Questions:
         """Random items while there is no model, then those that tell most beside a random audit."""
         self._genomes |= candidates
         self._generation = generation
         ids = list(candidates)
         if not ids:
             return {}
-        masks = {task: self._designed(metric, ids, generation, total) for task, metric in self._lead.items()}
+        masks = {task: self._designed(metric, ids, generation, totals[task]) for task, metric in self._lead.items()}
         found = {}
         for row, number in enumerate(ids):
             new = {task: _items(self._lead[task], mask[row]) for task, mask in masks.items()}

@@ -33,8 +33,13 @@ class SharedItems:
     ) -> None:
         self._split, self._objectives, self._constraints = split, objectives, constraints
         self._answers: dict[int, tuple[Answer, ...]] = {}
-        self._asked: dict[int, tuple[int, int]] = {}
+        self._asked: dict[int, Mapping[str, int]] = {}
         self._compared: dict[str, int] = {}
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Those of the split."""
+        return [*self._split.pool]
 
     def size(self, total: int | None = None) -> int:
         """As many of every task."""
@@ -51,13 +56,12 @@ class SharedItems:
         fresh = self._split.policy == "fresh"
         return dict.fromkeys(self._compared.values(), self._split.draw(generation)) if fresh else {}
 
-    def ask(self, candidates: Mapping[int, tuple[float, ...]], generation: int, total: int) -> Questions:
+    def ask(self, candidates: Mapping[int, tuple[float, ...]], generation: int, totals: Mapping[str, int]) -> Questions:
         """The next items of the generation's draw."""
         found = {}
         for number in candidates:
-            before = self._asked.get(number, (generation, 0))[1]
-            self._asked[number] = (generation, total)
-            found[number] = self._split.draw(generation, before, total)
+            found[number] = self._split.draw(generation, self._asked.get(number), totals)
+            self._asked[number] = totals
         return found
 
     def rest(self, candidates: Sequence[int]) -> Questions:

@@ -243,8 +243,9 @@ def build(config: MapConfig, problem: Problem) -> Map | NestedMap:
         )
     if len(problem.known) < 2:
         raise ValueError(
-            f"map with nested merging needs the weights of two experts or more among the genes; got "
-            f"{len(problem.known)}; add `weight` to `genes`, or leave `nested` out"
+            "map with nested merging needs the weights of two experts or more among the genes; got "
+            f"{len(problem.known)} that differ; add `weight` to `genes`, in a range that begins below 1 and ends above "
+            "0, or leave `nested` out"
         )
     return NestedMap(
         inputs=problem.known,

@@ -245,9 +245,9 @@ class Problem:
 
     @property
     def known(self) -> tuple[Genome, ...]:
-        """Genomes that the space knows, such as each expert alone, or a model's own layers; may be empty."""
+        """Genomes that the space knows, such as each expert alone, or a model's own layers; distinct, may be empty."""
         known: tuple[Genome, ...] = getattr(self.space, "known", ())
-        return known
+        return tuple(dict.fromkeys(known))  # narrow ranges may not tell experts apart
 
     @property
     def founders(self) -> tuple[Genome, ...]:

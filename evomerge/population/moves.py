@@ -8,7 +8,7 @@ order, goes along when the joint moves; any other stays with its layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -111,14 +111,27 @@ def _scale(path: Path, space: RoutingSpace, random: np.random.Generator) -> Path
 def _rescaled(path: Path, before: Path) -> Path:
     """A path with the scales of the one before the move.
 
-    A joint takes the scale of the nearest joint between the same models, or 1; any other layer keeps its own.
+    What follows the layer that it followed keeps its scale, each copy of a repeated layer its own. Else a joint takes
+    the scale of the nearest joint between the same models, or 1, and any other layer that which it had elsewhere, or 1.
     """
-    joints = _joints(before)
+    kept, joints, after = {*_steps(before)}, _joints(before), _joints(path)
     own = {(hop.source, hop.layer): hop.scale for place, hop in enumerate(before) if place not in joints}
-    scales = [own.get((hop.source, hop.layer), 1.0) for hop in path]
-    for place, models in _joints(path).items():
-        scales[place] = _nearest(path[place], [before[other] for other, pair in joints.items() if pair == models])
+    scales: list[float] = []
+    for place, step in enumerate(_steps(path)):
+        hop = step[1]
+        if step in kept:
+            scales.append(hop.scale)
+        elif place in after:
+            alike = [before[other] for other, models in joints.items() if models == after[place]]
+            scales.append(_nearest(hop, alike))
+        else:
+            scales.append(own.get((hop.source, hop.layer), 1.0))
     return tuple(replace(hop, scale=scale) for hop, scale in zip(path, scales, strict=True))
+
+
+def _steps(path: Path) -> Iterator[tuple[Hop | None, Hop]]:
+    """Each layer, behind the one that it follows without its scale; None for the first."""
+    return zip((None, *(replace(hop, scale=1.0) for hop in path)), path, strict=False)
 
 
 def _nearest(hop: Hop, alike: Sequence[Hop]) -> float:

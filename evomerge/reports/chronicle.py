@@ -83,7 +83,7 @@ def _totals(results: Iterable[Result]) -> dict[int, tuple[int, int, int, float]]
     for result in results:
         if result.cached_from is None:
             items += items_of(result.responses)
-            tokens += result.tokens
+            tokens += sum(result.tokens.values())
             seconds += sum(result.seconds.values())
         found[result.candidate] = (result.seq, items, tokens, seconds)
     return found

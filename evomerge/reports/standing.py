@@ -201,7 +201,7 @@ class Tally:
         if result.cached_from is not None:
             return
         self._items += items_of(result.responses)
-        self._tokens += result.tokens
+        self._tokens += sum(result.tokens.values())
         name = one_line(result.worker)
         self._jobs[name] += 1
         self._seconds[name] += sum(result.seconds.values())

@@ -285,5 +285,5 @@ def _cost(store: RunStore, record: _Record, attempts: Mapping[str, int]) -> Cost
             finished=store.meta("state") == "finished",
         ),
         audit=audit_words(_noted(store, "audit")),
-        tokens=sum(result.tokens for result in computed),
+        tokens=sum(sum(result.tokens.values()) for result in computed),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ class Verdict:
 
     Attributes:
         kind: `better`: a candidate beats every anchor (the parents and their uniform average) in the mean of the
-            objectives; `partial`: only in one objective; `same`: none does, and one is not measurably worse than any
+            objectives; `partial`: only in some objectives; `same`: none does, and one is not measurably worse than any
             of them; `worse`: each is worse than one of them; `none`: there is nobody, or nothing, to compare;
             `unconfirmed`: nothing may be claimed yet; `empty`: nothing was scored.
         candidate: the merged candidate that it speaks of, if any.
@@ -40,7 +40,8 @@ class _Match:
     """A merged candidate against the anchors, in one objective or in the mean.
 
     Attributes:
-        gains: over each anchor, the closest first.
+        gains: over each anchor, the one that decides first: the closest if all are beaten; else, of those that are not
+            (of those that win, if any do), the strongest, one that keeps all constraints before others.
     """
 
     entry: Entry
@@ -49,7 +50,7 @@ class _Match:
 
     @property
     def closest(self) -> Gain:
-        """Over the anchor that decides: none is harder to beat, or beats it more surely."""
+        """Over the anchor that decides."""
         return self.gains[0]
 
 
@@ -69,11 +70,9 @@ def _found(summary: Summary) -> Verdict:
         return _nobody(summary, summary.confirmation)
     if matches[0].outcome == "better":
         return _better(summary, matches[0])
-    for objective in summary.objectives:
-        of_one = _matches(summary, summary.confirmation, objective.name)
-        if of_one and of_one[0].outcome == "better":
-            return _partial(summary, objective.name, of_one[0], matches[0])
-    return _not_better(summary, matches[0])
+    each = {o.name: _matches(summary, summary.confirmation, o.name) for o in summary.objectives}
+    wins = {name: found[0] for name, found in each.items() if found and found[0].outcome == "better"}
+    return _partial(summary, wins, matches[0]) if wins else _not_better(summary, matches[0])
 
 
 def _matches(summary: Summary, confirmation: Confirmation, of: str) -> list[_Match]:
@@ -85,17 +84,25 @@ def _matches(summary: Summary, confirmation: Confirmation, of: str) -> list[_Mat
     for entry in summary.finalists:
         gains = [gain for gain in confirmation.gains if gain.candidate == entry.id and gain.of == of]
         if not entry.broken and len(gains) == len(summary.anchors) and all(gain.measure.items for gain in gains):
-            found.append(_match(entry, gains))
+            found.append(_match(summary, entry, gains))
     order = ("better", "same", "worse")
     found.sort(key=lambda match: (match.entry.id != confirmation.knee, -match.closest.measure.low, match.entry.id))
     return sorted(found, key=lambda match: order.index(match.outcome))
 
 
-def _match(entry: Entry, gains: list[Gain]) -> _Match:
-    if any(gain.measure.high < 0 for gain in gains):
-        return _Match(entry=entry, outcome="worse", gains=sorted(gains, key=lambda gain: gain.measure.high))
-    nearest = sorted(gains, key=lambda gain: gain.measure.low)
-    return _Match(entry=entry, outcome="better" if nearest[0].measure.low > 0 else "same", gains=nearest)
+def _match(summary: Summary, entry: Entry, gains: list[Gain]) -> _Match:
+    gains = sorted(gains, key=lambda gain: gain.measure.low)
+    if gains[0].measure.low > 0:
+        return _Match(entry=entry, outcome="better", gains=gains)
+    losses = [gain for gain in gains if gain.measure.high < 0]
+    undecided = losses or [gain for gain in gains if gain.measure.low <= 0]
+    # All answered the same items, so the anchor with the least gain over it is the one that scores most.
+    strongest = min(undecided, key=lambda gain: (bool(summary.entries[gain.anchor].broken), gain.measure.mean))
+    return _Match(
+        entry=entry,
+        outcome="worse" if losses else "same",
+        gains=[strongest, *(gain for gain in gains if gain is not strongest)],
+    )
 
 
 def _empty(summary: Summary) -> Verdict:
@@ -154,7 +161,9 @@ def _better(summary: Summary, match: _Match) -> Verdict:
     )
 
 
-def _partial(summary: Summary, objective: str, match: _Match, on_the_whole: _Match) -> Verdict:
+def _partial(summary: Summary, wins: Mapping[str, _Match], on_the_whole: _Match) -> Verdict:
+    objective, match = next(iter(wins.items()))
+    place = "there" if len(wins) == 1 else f"in {objective}"
     whole, anchor = on_the_whole.closest, summary.entries[on_the_whole.closest.anchor]
     told = "no measurable difference" if on_the_whole.outcome == "same" else "worse"
     return Verdict(
@@ -163,8 +172,8 @@ def _partial(summary: Summary, objective: str, match: _Match, on_the_whole: _Mat
         take=match.entry.id,
         of=objective,
         headline=(
-            f"Better in {objective} only: {_with_role(summary, match)} beats every parent and the uniform average "
-            f"there: {_over_closest(summary, match.closest)}."
+            f"Better in {', '.join(wins)} only: {_with_role(summary, match)} beats every parent and the uniform "
+            f"average {place}: {_over_closest(summary, match.closest)}."
         ),
         detail=(
             f"{_trust(summary, match)} In {mean_words(summary)}, of {_called(on_the_whole.entry)} against "

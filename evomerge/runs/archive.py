@@ -18,7 +18,7 @@ def archive(candidates: Iterable[Candidate], results: Iterable[Result], failures
     interruption changes them.
     """
     data = {
-        "format": 3,
+        "format": 4,
         "candidates": [_candidate(candidate) for candidate in sorted(candidates, key=lambda c: c.id)],
         "results": [_result(result) for result in sorted(results, key=lambda r: (r.candidate, r.phase, r.round))],
         "failures": [
@@ -48,7 +48,7 @@ def _result(result: Result) -> dict[str, object]:
         "phase": result.phase,
         "round": result.round,
         "items_digest": result.items_digest,
-        "tokens": result.tokens,
+        "tokens": dict(result.tokens),
         "responses": [_responses(responses) for responses in result.responses],
     }
 

@@ -91,7 +91,7 @@ class Result:
     responses: tuple[Responses, ...]
     items_digest: str
     seconds: Mapping[str, float] = field(default_factory=dict)
-    tokens: int = 0
+    tokens: Mapping[str, int] = field(default_factory=dict)
     rewritten: float | None = None
     worker: str = ""
     cached_from: int | None = None

@@ -21,7 +21,7 @@ from evomerge.errors import DiskError, EvomergeError, StoreError
 __all__ = ["DATABASE", "connect", "create_database", "snapshot", "translated"]
 
 DATABASE = "run.db"
-_VERSION = 4
+_VERSION = 5
 _LARGE = 64 << 20
 """Bytes from which on a run is not copied into memory to be read."""
 _APPLICATION = 0x45764D67  # "EvMg": tells a run from any other SQLite file
@@ -38,7 +38,7 @@ CREATE TABLE attempt (
   PRIMARY KEY (candidate, phase, number)) WITHOUT ROWID;
 CREATE TABLE result (
   seq INTEGER PRIMARY KEY, candidate INTEGER NOT NULL REFERENCES candidate, phase TEXT NOT NULL,
-  round INTEGER NOT NULL, items_digest TEXT NOT NULL, seconds TEXT NOT NULL, tokens INTEGER NOT NULL, rewritten REAL,
+  round INTEGER NOT NULL, items_digest TEXT NOT NULL, seconds TEXT NOT NULL, tokens TEXT NOT NULL, rewritten REAL,
   worker TEXT NOT NULL, cached_from INTEGER REFERENCES candidate, UNIQUE (candidate, phase, round));
 CREATE TABLE response (
   candidate INTEGER NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, task TEXT NOT NULL, metric TEXT NOT NULL,

@@ -137,8 +137,8 @@ def get_order(db: sqlite3.Connection, phase: Phase) -> list[int]:
 def add_result(db: sqlite3.Connection, scored: Scored, items_digest: str) -> None:
     """A result and its items."""
     key = (scored.candidate, scored.phase, scored.round)
-    seconds = json.dumps(dict(scored.seconds), sort_keys=True)
-    row = (*key, items_digest, seconds, scored.tokens, scored.rewritten, scored.worker)
+    seconds, tokens = (json.dumps(dict(spent), sort_keys=True) for spent in (scored.seconds, scored.tokens))
+    row = (*key, items_digest, seconds, tokens, scored.rewritten, scored.worker)
     db.execute(f"INSERT INTO result VALUES ({_NEXT_SEQ}, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
     items = [(*key, r.task, r.metric, pack(r.items, "q"), pack(r.values, "d")) for r in scored.responses]
     db.executemany("INSERT INTO response VALUES (?, ?, ?, ?, ?, ?, ?)", items)
@@ -189,7 +189,10 @@ def _results(db: sqlite3.Connection, which: str, whose: str, values: Mapping[str
     """Results by one condition, and the responses to them by another."""
     answers = _answers(db, whose, values)
     return [
-        Result(**{**row, "seconds": json.loads(row["seconds"])}, responses=tuple(answers[_place(row)]))
+        Result(
+            **{**row, "seconds": json.loads(row["seconds"]), "tokens": json.loads(row["tokens"])},
+            responses=tuple(answers[_place(row)]),
+        )
         for row in _rows(db, f"SELECT * FROM result {which} ORDER BY seq", values)
     ]
 

@@ -22,13 +22,16 @@ _MEMORY = 0.95
 class Pace:
     """Running means of the seconds that making a candidate takes, and of those that a unit of work takes.
 
+    A worker that does several shards of a candidate makes it once; the others say nothing of how long that takes.
+
     Args:
         ceiling: seconds that no job may exceed.
     """
 
     def __init__(self, ceiling: float) -> None:
         self._ceiling = ceiling
-        self._seen = 0
+        self._seen = self._makes = 0
+        self._held: dict[str, int] = {}  # the candidate that each worker made last
         self._taken = 0.0
         self._made = 0.0
         self._rate = 0.0
@@ -43,8 +46,11 @@ class Pace:
         self._seen += 1
         weight = max(1.0 / self._seen, 1.0 - _MEMORY)
         self._taken += weight * (taken - self._taken)
-        self._made += weight * (made - self._made)
         self._rate += weight * (rate - self._rate)
+        if self._held.get(outcome.worker) != job.candidate:
+            self._held[outcome.worker] = job.candidate
+            self._makes += 1
+            self._made += max(1.0 / self._makes, 1.0 - _MEMORY) * (made - self._made)
 
     @property
     def latest(self) -> float | None:

@@ -240,6 +240,7 @@ class RayExecutor:
             self._lose(slot, share, "node", f"could not be reached for {_UNREACHABLE_SECONDS:g} s")
             return
         self._take_back(slot)
+        slot.held = share.round  # and not what waited behind it, which others may make now
         slot.calls.append(Call(None, share))
         slot.again, slot.due = now + _RETRY_SECONDS, math.inf
 

@@ -42,14 +42,16 @@ def merged(shards: Sequence[Scored]) -> Scored:
     if len(shards) == 1:
         return shards[0]
     seconds: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
     for shard in shards:
         seconds.update(shard.seconds)
+        tokens.update(shard.tokens)
     written = [shard.rewritten for shard in shards if shard.rewritten is not None]
     return replace(
         shards[0],
         responses=together(shard.responses for shard in shards),
         seconds=dict(seconds),
-        tokens=sum(shard.tokens for shard in shards),
+        tokens=dict(tokens),
         rewritten=max(written, default=None),
     )
 

@@ -1,7 +1,8 @@
 """A cluster's figures: a run in chaos, many workers, large stores, a second worker. `make bench NAME=cluster`.
 
 The full run takes about half an hour, most of it the chaos run and the quickstart's four runs; `QUICK=1` under a
-minute, without the quickstart. Throughputs are ratios within one run, so a busy machine does not matter much.
+minute, without the quickstart. Throughputs are ratios within one run, so a busy machine does not matter much, save for
+the second worker: it is measured first, and its rows tell the load that was there before.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from evomerge.workers import WorkerInfo
 from evomerge.workers.ray_executor import RayExecutor
 
 SPEED_UP = 1.7
-QUIET = 0.5
-"""Load up to which a machine of two cores has them to spare."""
+LOAD = f"at a load of {os.getloadavg()[0]:.1f} beforehand"
+"""What other programs do to the machine. Where they leave it less than two cores, a target is missed for their sake."""
 REPEATS = 2
 EVALUATIONS, POPULATION, JOB_SECONDS = 244, 20, 0.085
 """The quickstart's (with one anchor less), and the median of its jobs on the machine where it was tried."""
@@ -62,14 +63,13 @@ def _quickstart(workers: int, folder: Path) -> Timed:
 def speed_up_rows() -> Iterator[Row]:
     """The quickstart with one worker and with two, taking turns; the quicker of each.
 
-    Where other programs use the cores, two workers do not get two of them, whatever the executor does. Then the wall
-    times are shown and not judged; how much of their time workers spend working is judged in any case.
+    Where other programs use the cores, two workers do not get two of them, whatever the executor does; how much of
+    their time workers spend working does not depend on it.
     """
     if QUICK:
         yield Row(name="quickstart, 2 workers against 1", target=f">= {SPEED_UP}", measured="not in QUICK", met=None)
         return
     found: dict[int, list[Timed]] = {1: [], 2: []}
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="evomerge-") as place:
         for repeat in range(REPEATS):
             for workers, runs in found.items():
@@ -79,8 +79,8 @@ def speed_up_rows() -> Iterator[Row]:
     yield Row(
         name="quickstart, 2 workers against 1, wall time",
         target=f">= {SPEED_UP}",
-        measured=f"{ratio:.2f} ({one.wall:.0f} s against {two.wall:.0f} s, begun at a load of {load:.1f})",
-        met=ratio >= SPEED_UP if load <= QUIET else None,
+        measured=f"{ratio:.2f} ({one.wall:.0f} s against {two.wall:.0f} s, {LOAD})",
+        met=ratio >= SPEED_UP,
     )
     yield Row(
         name="quickstart, 2 workers against 1, time spent working",
@@ -114,20 +114,19 @@ def _asleep(workers: int, folder: Path) -> float:
 def schedule_rows() -> Iterator[Row]:
     """The same, but workers sleep as long as they would compute: the executor's own part.
 
-    It needs a core for the driver alone, and so may be met on a machine that is not quiet; a miss there proves nothing.
+    It needs a core for the driver alone, so a busy machine matters less here than to workers that compute.
     """
     if QUICK:
         return
     own = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(own)  # of the workers
-    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="evomerge-") as place:
         one, two = (_asleep(workers, Path(place) / str(workers)) for workers in (1, 2))
     yield Row(
         name="as long a search with workers that sleep, 2 against 1",
         target=f">= {SPEED_UP}",
-        measured=f"{one / two:.2f} ({one:.1f} s against {two:.1f} s, begun at a load of {load:.1f})",
-        met=one / two >= SPEED_UP or (None if load > QUIET else False),
+        measured=f"{one / two:.2f} ({one:.1f} s against {two:.1f} s, {LOAD})",
+        met=one / two >= SPEED_UP,
     )
 
 
@@ -156,11 +155,11 @@ def vllm_rows() -> Iterator[Row]:
 
 
 PARTS = (
+    speed_up_rows,
+    schedule_rows,
     cluster_chaos.rows,
     cluster_scale.scale_rows,
     cluster_scale.store_rows,
-    speed_up_rows,
-    schedule_rows,
     vllm_rows,
 )
 """Functions that give rows, in the order in which they are run; engines add theirs here."""

@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 from equal_items import equal_items
+from race_tokens import race_rows
 from reduced_evaluation import SEEDS, SIZES, Asked, adaptive, baselines, coverage, error, fitted, only, overclaim, part
 from response_sets import Merges, Stress, folder, merges_of, simulated_merges, simulated_stress, stress_of
 from scipy.stats import spearmanr
@@ -276,6 +277,7 @@ def every_row(place: Path | None) -> Iterator[Row]:
     yield from stress_rows(simulated_stress(486) if place is None else stress_of(place), judged)
     yield published_row(gsm8k, judged)
     yield from time_rows()
+    yield from race_rows()
     yield from equal_items()
 
 

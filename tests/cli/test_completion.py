@@ -65,6 +65,15 @@ def test_run_folders(offered: Offered, run: Path) -> None:
     assert offered("evomerge status runs/other") == []
 
 
+def test_paths_go_on_as_they_were_typed(offered: Offered, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run.parent.parent))
+    assert offered("evomerge status ./ru") == ["./runs/mine"]
+    assert offered("evomerge status ~/runs/") == ["~/runs/mine"]
+    assert offered("evomerge check ~/") == ["~/runs/"]
+    assert offered("evomerge export ~/runs/mine --candidate b") == ["best:rev", "best:sort"]
+    assert offered("evomerge status ~nobody-of-that-name/") == []
+
+
 def test_candidates_of_the_run_that_was_typed(offered: Offered, run: Path) -> None:
     for command in ("export", "replay"):
         assert offered(f"evomerge {command} runs/mine --candidate ") == ["knee", "best:rev", "best:sort", "1", "3"]

@@ -9,7 +9,7 @@ import pytest
 
 from evomerge.config import ItemsConfig, ObjectiveConfig, RaceConfig
 from evomerge.fitness import Assessment, Told, split_items
-from evomerge.fitness.assessment import Contest, portions
+from evomerge.fitness.assessment import Contest
 from evomerge.fitness.shared import SharedItems
 from evomerge.outcome import ItemSet, Responses, together
 
@@ -57,15 +57,6 @@ def test_without_a_race_everybody_answers_one_draw() -> None:
     assert (found[1].scores, found[2].scores, found[1].items) == ((1.0, 1.0), (0.0, 0.0), 24)
     _, again = play(assessment(None).generation(1, {"base": 0}, genomes(3)), clear)
     assert again == [{3: SPLIT.draw(1)}]
-
-
-@pytest.mark.parametrize(("search", "rounds"), [(10, 3), (4, 2), (7, 7), (100, 1)])
-def test_portions_add_up(search: int, rounds: int) -> None:
-    totals = portions(search, rounds)
-    assert totals[-1] == search
-    assert len(totals) == rounds
-    sizes = [b - a for a, b in zip([0, *totals], totals, strict=False)]
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_halving_asks_the_better_half_on() -> None:

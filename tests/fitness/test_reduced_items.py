@@ -159,7 +159,7 @@ def test_a_race_spends_fewer_items() -> None:
 
 def test_a_candidate_that_fails_leaves_no_trace() -> None:
     whole = reader()
-    questions = {**whole.start({"base": 0}), **whole.ask({5: (0.1,), 6: (0.2,)}, 0, 24)}
+    questions = {**whole.start({"base": 0}), **whole.ask({5: (0.1,), 6: (0.2,)}, 0, {"a": 24})}
     crowd = Crowd({0: 0.0, 5: 0.5, 6: -0.5})
     answers: dict[int, Any] = {}
     for number, items in questions.items():
@@ -175,7 +175,7 @@ def test_a_relative_limit_compares_with_all_that_the_anchor_answered() -> None:
     limit = ConstraintConfig(name="kept", task="a", at_least=0.0, relative_to="base")
     whole = reader((limit,))
     crowd = Crowd({0: 0.8, 5: -2.0, 6: 2.5})
-    questions = {**whole.start({"base": 0}), **whole.ask({5: (0.1,), 6: (0.2,)}, 0, 24)}
+    questions = {**whole.start({"base": 0}), **whole.ask({5: (0.1,), 6: (0.2,)}, 0, {"a": 24})}
     whole.learn(
         {
             n: (
@@ -208,6 +208,6 @@ def test_a_bank_makes_the_first_round_adaptive() -> None:
     bank = fit_bank(matrix, task="a", items=range(160), digest="words")
     whole = reader(banks=[bank])
     whole.start({"base": 0})
-    asked = whole.ask({5: (0.1,), 6: (0.9,)}, 0, 24)
+    asked = whole.ask({5: (0.1,), 6: (0.9,)}, 0, {"a": 24})
     assert asked[5] != asked[6], "each has its own audit"
     assert all(len(items) == 24 for items in asked.values())

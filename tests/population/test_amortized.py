@@ -182,6 +182,8 @@ class TestNested:
     def test_what_cannot_be_is_refused(self) -> None:
         with pytest.raises(ValueError, match="needs the weights of two experts or more among the genes; got 0"):
             build(Box(3), nested=2)
+        with pytest.raises(ValueError, match="got 1 that differ; add `weight` to `genes`, in a range that begins"):
+            build(space(3, low=1.0, high=2.0), nested=2)
         with pytest.raises(ValidationError, match="greater than or equal to 2"):
             build(space(3), nested=1)
         misfit = CONFIG.validate_python({"kind": "map", "nested": 2}).misfit(2, 4, "routing")

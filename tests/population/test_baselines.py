@@ -7,8 +7,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
-from evomerge.config import GridConfig, KinshipConfig, ParameterSpaceConfig, SoupConfig
+from evomerge.config import AlgorithmConfig, GridConfig, KinshipConfig, ParameterSpaceConfig, SoupConfig
 from evomerge.population import Algorithm, Evaluation, Problem, build_algorithm
 from evomerge.population.frank_wolfe import FrankWolfe, places
 from evomerge.population.grid import Grid
@@ -206,3 +207,16 @@ def test_a_space_that_knows_nothing_gets_random_ones_from_the_runs_seed() -> Non
     one, same, other = (Problem(space=space, weights=(1.0,), seed=seed).founders for seed in (1, 1, 2))
     assert one == same != other
     assert len(set(one)) == 4
+
+
+@pytest.mark.parametrize("kind", ["kinship", "frank_wolfe"])
+def test_experts_that_a_narrow_range_does_not_tell_apart_are_replaced(kind: str) -> None:
+    keys = {"kind": "parameter", "operator": {"name": "task_arithmetic"}, "knots": 1}
+    config = ParameterSpaceConfig.model_validate({**keys, "genes": {"weight": {"low": 1, "high": 2, "edges": "first"}}})
+    space = ParameterSpace(config, base="base", experts=("a", "b"), layers=4, dtype="float32", seed=0)
+    problem = Problem(space=space, weights=(1.0,), seed=0)
+    assert (len(space.known), len(problem.known)) == (2, 1)
+    chosen: AlgorithmConfig = TypeAdapter(AlgorithmConfig).validate_python({"kind": kind})
+    algorithm = build_algorithm(chosen, problem)
+    asked = drive(algorithm, 3, lambda genome: (sum(genome.values),))
+    assert len({genome for generation in asked for genome in generation}) > 12

@@ -132,6 +132,22 @@ def test_scales_of_joints_go_along_and_others_stay() -> None:
     assert {(1, 6), (3, 6), (4, 6), (2, 5), (2, 7)} <= joints
 
 
+def test_copies_of_a_repeated_layer_keep_scales_of_their_own() -> None:
+    """Where a run is grafted, all that follows what it followed before has the scale that it had before."""
+    found, grafts = space("scaled"), 0
+    scaled = [(0, 1.0), (1, 0.9), (2, 0.8), (1, 1.3), (2, 1.2), (3, 1.0), (1, 0.7), (2, 1.1)]
+    path = tuple(Hop(source=None, layer=layer, scale=scale) for layer, scale in scaled)
+    for seed in range(200):
+        after = moved(path, found, np.random.default_rng(seed))
+        if len(after) != len(path) or not any(hop.source for hop in after):
+            continue
+        grafts += 1
+        sources = [None, *(hop.source for hop in after)]
+        stayed = [place for place in range(len(path)) if sources[place] is sources[place + 1] is None]
+        assert [after[place] for place in stayed] == [path[place] for place in stayed]
+    assert grafts > 50
+
+
 @pytest.mark.parametrize("name", ["plain", "scaled", "aligned"])
 @pytest.mark.parametrize("seed", range(3))
 def test_it_crosses_the_valley_to_another_model(name: str, seed: int) -> None:

@@ -99,6 +99,42 @@ def test_better_in_one_objective_only(summary: Make) -> None:
     assert "In the mean of the objectives, of candidate #" in told.detail
 
 
+def with_intervals(found: Summary, of: str, intervals: dict[str, tuple[float, float, float]]) -> Summary:
+    """The summary with other gains of all in one thing: (low, mean, high) by anchor, under "" over all others."""
+    assert found.confirmation is not None
+    gains = []
+    for gain in found.confirmation.gains:
+        name = found.entries[gain.anchor].name
+        low, mean, high = intervals.get(name, intervals[""])
+        measure = replace(gain.measure, low=low, mean=mean, high=high)
+        gains.append(replace(gain, measure=measure) if gain.of == of else gain)
+    return replace(found, confirmation=replace(found.confirmation, gains=tuple(gains)))
+
+
+def test_all_objectives_that_somebody_is_better_in_are_named(summary: Make) -> None:
+    told = verdict(with_intervals(summary(), "mean", {"": (-0.1, 0.0, 0.1)}))
+    assert told.kind == "partial"
+    assert told.headline.startswith("Better in a, b only: candidate #")
+    assert "beats every parent and the uniform average in a: +" in told.headline
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "average"),
+    [("same", (-0.04, 0.1, 0.24), (-0.03, 0.005, 0.04)), ("worse", (-0.2, -0.15, -0.1), (-0.4, -0.21, -0.02))],
+)
+def test_the_strongest_anchor_that_is_not_beaten_is_the_safer_choice(
+    summary: Make, kind: str, base: tuple[float, float, float], average: tuple[float, float, float]
+) -> None:
+    found = with_intervals(summary(goals=("max",)), "mean", {"base": base, "uniform": average, "": (0.2, 0.3, 0.4)})
+    for objective in found.objectives:
+        found = with_intervals(found, objective.name, {"": (-0.1, 0.0, 0.1)})
+    told = verdict(found)
+    assert told.kind == kind
+    assert "the uniform average" in told.headline
+    assert "The safer choice is uniform" in told.detail
+    assert told.take == average_of(found)
+
+
 def test_other_member_may_win_where_the_knee_does_not(summary: Make) -> None:
     found = summary()
     told = verdict(with_gains(found, -1.0, 1.0, over=found.parents[0].id, of=found.picks["knee"]))

@@ -242,7 +242,7 @@ class TestWhatIsNoRun:
         db = sqlite3.connect(filled.folder / "run.db")
         db.execute("PRAGMA user_version = 9")
         db.close()
-        with pytest.raises(StoreError, match="expected run format 4; got 9"):
+        with pytest.raises(StoreError, match="expected run format 5; got 9"):
             method(filled.folder)
 
     def test_a_damaged_database(self, filled: RunStore, method: Any) -> None:

@@ -46,7 +46,9 @@ class LongAnswers(synthetic.SyntheticWorker):  # type: ignore[misc]
         easy = [r for r in done.responses]
         values = [tuple(float((item * 7) % 10 < min(job.recipe.depth, 9)) for item in r.items) for r in easy]
         responses = tuple(replace(r, values=each) for r, each in zip(easy, values, strict=True))
-        scored: Outcome = replace(done, responses=responses, tokens=100 * len(job.items))
+        scored: Outcome = replace(
+            done, responses=responses, tokens={task: 100 * len(ids) for task, ids in job.items.tasks}
+        )
         return scored
 
 
@@ -57,8 +59,8 @@ def costed(**changes: Any) -> Experiment:
     return made
 
 
-def drive(folder: Path, config: Experiment, steps: int | None = None) -> None:
-    executor = SerialExecutor(LongAnswers)
+def drive(folder: Path, config: Experiment, steps: int | None = None, worker: Any = LongAnswers) -> None:
+    executor = SerialExecutor(worker)
     with open_run(folder, config, LINEUP, space_of(config, LINEUP)) as store:
         search = Search(config, LINEUP, store=store, executor=executor, info=executor.start())
         for taken, _ in enumerate(search.run(Stop()), start=1):
@@ -125,6 +127,34 @@ def test_a_generation_is_begun_only_if_the_dearest_so_far_would_fit(
     with RunStore.read(tmp_path) as store:
         assert len({c.generation for c in store.candidates() if c.kind == "search"}) == generations
         assert int(json.loads(store.meta("next generation, tokens") or "0")) > 0
+
+
+class LongBeta(synthetic.SyntheticWorker):  # type: ignore[misc]
+    """Items of one task take twenty times as many tokens."""
+
+    def run(self, job: Job) -> Outcome:
+        done: Any = super().run(job)
+        each = {"alpha": 5, "beta": 100}
+        scored: Outcome = replace(done, tokens={task: each[task] * len(ids) for task, ids in job.items.tasks})
+        return scored
+
+
+@pytest.mark.parametrize("estimator", [{"kind": "mean"}, {"kind": "irt", "universe": 30, "promote": 1}])
+def test_a_race_asks_cheap_items_first_and_resumes_as_it_went(tmp_path: Path, estimator: dict[str, Any]) -> None:
+    fitness = synthetic.experiment().model_dump(mode="json")["fitness"]
+    config = synthetic.experiment(fitness=fitness | {"race": {"rounds": 3, "target_sd": 0.0}, "estimator": estimator})
+    drive(tmp_path / "whole", config, worker=LongBeta)
+    for steps in (5, 11, 17):
+        drive(tmp_path / "cut", config, steps, worker=LongBeta)
+    drive(tmp_path / "cut", config, worker=LongBeta)
+    assert archive(tmp_path / "cut") == archive(tmp_path / "whole")
+    with RunStore.read(tmp_path / "whole") as store:
+        born = {c.id: c.generation for c in store.candidates() if c.kind == "search"}
+        for result in store.results("search"):
+            if result.round == 0 and result.candidate in born:
+                counts = [len(response.items) for response in result.responses]
+                assert counts == ([4, 4] if born[result.candidate] == 0 else [6, 2])
+    assert replay_genomes(tmp_path / "whole") == 3
 
 
 def test_more_tokens_let_a_finished_run_go_on(tmp_path: Path) -> None:

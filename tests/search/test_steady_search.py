@@ -292,7 +292,7 @@ def test_budgets_are_kept_and_larger_ones_go_on(tmp_path: Path) -> None:
     class Talks(synthetic.SyntheticWorker):  # type: ignore[misc]
         def run(self, job: Job) -> Outcome:
             done: Scored = super().run(job)
-            return replace(done, tokens=100)
+            return replace(done, tokens={"alpha": 60, "beta": 40})
 
     def asked(**budget: int) -> int:
         config = experiment("m2n2", budget={"evaluations": 4 + 30} | budget)

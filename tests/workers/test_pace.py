@@ -42,6 +42,18 @@ def test_patience_has_a_floor_and_a_ceiling(job_of: JobOf) -> None:
     assert pace.deadline(replace(job_of(0), items=ItemSet.of({"t": tuple(range(9000))}))) == 300.0
 
 
+def test_a_candidate_in_shards_is_made_once_by_a_worker(job_of: JobOf) -> None:
+    """Or a worker that makes the next one would be taken to be stuck."""
+    pace = Pace(1e6)
+    for candidate in range(3):
+        for shard in range(40):
+            outcome = scored(materialize=0.0 if shard else 300.0, forward=1.0)
+            pace.saw(job_of(candidate), replace(outcome, worker="one"))
+        pace.saw(job_of(candidate), replace(scored(materialize=200.0, forward=1.0), worker="two"))
+    assert pace.expected(job_of(9)) == pytest.approx(251.0)
+    assert pace.deadline(job_of(9)) == pytest.approx(2510.0)
+
+
 def test_workers_that_measure_nothing_teach_nothing(job_of: JobOf) -> None:
     pace = Pace(300.0)
     for _ in range(20):

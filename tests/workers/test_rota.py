@@ -33,7 +33,7 @@ def answer(job: Job) -> Scored:
             for task, ids in job.items.tasks
         ),
         seconds={"forward": float(len(job.items))},
-        tokens=len(job.items),
+        tokens={task: len(ids) for task, ids in job.items.tasks},
         rewritten=0.5,
     )
 

@@ -63,6 +63,20 @@ def test_the_job_is_sent_again_and_no_attempt_is_lost(executor: Any, job_of: Cal
     assert executor._slots[0].unreachable is None
 
 
+def test_what_waited_behind_the_job_is_anybodys_again(executor: Any, job_of: Callable[..., Job]) -> None:
+    from evomerge.workers.ray_crew import Call
+
+    slot, rota = executor._slots[0], executor._rota
+    executor.submit(job_of(0))
+    executor.submit(job_of(1))
+    first, second = rota.next(None), rota.next(None)
+    slot.calls.append(Call(None, second))
+    slot.held = second.round
+    executor._postpone(slot, first)
+    assert slot.held is first.round
+    assert rota.next(None).round is second.round
+
+
 def test_after_its_time_the_worker_counts_as_lost_with_its_node(
     executor: Any, job_of: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
