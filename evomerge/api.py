@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.config import Experiment, load_experiment, recorded_experiment
+from evomerge.config import Experiment, load_experiment, recorded_experiment, shipped_names
+from evomerge.errors import StoreError
 from evomerge.reports import Summary, Verdict, summarize, verdict, write_report
 from evomerge.reports.summary import Entry, Scores
 from evomerge.runs import RunStore
@@ -31,7 +32,7 @@ from evomerge.search import Progress
 __all__ = ["Run", "open_run", "resolve", "run"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Run:
     """A run as it was when it was opened: open it again to see what has come since.
 
@@ -42,6 +43,12 @@ class Run:
 
     folder: Path
     summary: Summary
+
+    def __repr__(self) -> str:
+        """One line, whatever the size of the run."""
+        kind = "confirmed" if self.finished else "estimated"
+        counts = f"{len(self.summary.entries)} candidates, {len(self.front)} on the {kind} front"
+        return f"<Run {self.folder}: {self.summary.state}, {counts}>"
 
     @property
     def finished(self) -> bool:
@@ -63,7 +70,7 @@ class Run:
         """One candidate, with its recipe and scores.
 
         Args:
-            choice: `knee`, `best:OBJECTIVE` or a number.
+            choice: `knee`, `best:OBJECTIVE`, an anchor (`base`, `uniform`, an expert) or a number.
 
         Raises:
             StoreError: there is no such candidate.
@@ -154,13 +161,17 @@ def resolve(
 
     Raises:
         ConfigError: any fault in the experiment or the changes.
-        StoreError: a run folder that cannot be read.
+        StoreError: a run folder that cannot be read, or a folder without a run.
     """
     if isinstance(experiment, Experiment):
         config = recorded_experiment(experiment.model_dump(mode="json"), experiment.name, changes)
     elif folder is None and RunStore.exists(Path(experiment)):
         with RunStore.read(Path(experiment)) as store:
             return Path(experiment), recorded_experiment(store.experiment, str(experiment), changes)
+    elif folder is None and Path(experiment).is_dir() and str(experiment) not in shipped_names("experiments"):
+        raise StoreError(
+            f"{experiment}: expected a run folder, an experiment file or a shipped name; got a folder without a run"
+        )
     else:
         config = load_experiment(str(experiment), changes)
     return folder or Path("runs") / config.name, config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -117,13 +116,11 @@ class Generations(Loop):
     def _note(self, generation: int, found: Mapping[int, Told]) -> None:
         """Keep what reports tell: the algorithm's state, and estimates that are more than the mean of the answers."""
         if state := self.manager.state():
-            states = json.loads(self.store.meta("algorithm") or "{}")
-            self.store.set_meta("algorithm", json.dumps(states | {str(generation): dict(state)}))
+            self.store.note("algorithm", generation, dict(state))
         if self.experiment.fitness.estimator.kind != "mean":
             self.store.set_estimates({number: asdict(told) for number, told in found.items()})
-            audits = json.loads(self.store.meta("audit") or "{}")
-            audits[str(generation)] = {m: asdict(c) for m, c in self.assessment.checks(generation).items()}
-            self.store.set_meta("audit", json.dumps(audits))
+            checks = self.assessment.checks(generation)
+            self.store.note("audit", generation, {metric: asdict(check) for metric, check in checks.items()})
 
     def _progress(self, generation: int, settled: int) -> Progress:
         before = 0 if generation == 0 else self.experiment.anchors + self._asked

@@ -1,4 +1,4 @@
-"""What makes an experiment's result worth less than it looks, or its tasks none, said before anything is spent.
+"""What makes an experiment's result worth less than it looks, or none of it possible, said before anything is spent.
 
 Needs no lm-eval.
 """
@@ -12,11 +12,12 @@ from typing import Any
 
 from evomerge.config import Experiment, FitnessConfig, FunctionConfig
 from evomerge.config.faults import near
+from evomerge.engines.item_files import read_rows, rows_of
 from evomerge.engines.task_files import Faults, find_task_files, read_task
 from evomerge.errors import TaskError
-from evomerge.fitness import public_split
+from evomerge.fitness import duplicates_of, public_split, require_items
 
-__all__ = ["unfound_tasks", "warnings_of"]
+__all__ = ["refuse_too_few", "unfound_tasks", "warnings_of"]
 
 
 def unfound_tasks(fitness: FitnessConfig) -> tuple[str, ...]:
@@ -37,6 +38,22 @@ def unfound_tasks(fitness: FitnessConfig) -> tuple[str, ...]:
         faults.attempt(files.file_of, name)
     faults.check()
     return ()
+
+
+def refuse_too_few(fitness: FitnessConfig) -> None:
+    """Count the items that lie in local files; those of other tasks are counted by the run.
+
+    Raises:
+        TaskError: every task with too few of them to search and confirm.
+    """
+    rows = {name: rows_of(*task) for name, task in _task_files(fitness).items()}
+    for name in {measured.task for measured in fitness.metrics} & fitness.scorers.keys():
+        if isinstance(scorer := fitness.scorers[name], FunctionConfig):
+            source = scorer.items
+            rows[name] = read_rows(source) if isinstance(source, Path) else tuple(map(str, range(source)))
+    known = {name: found for name, found in rows.items() if found is not None}
+    duplicates = {name: duplicates_of(found) for name, found in known.items()}
+    require_items({name: len(found) for name, found in known.items()}, fitness.items, duplicates)
 
 
 def warnings_of(experiment: Experiment) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,14 @@ from pathlib import Path
 from evomerge.config import ExecutorConfig, Experiment, OpenaiConfig, PathSpaceConfig, RayConfig, plugin_digests
 from evomerge.engines.calibration import calibrate
 from evomerge.fitting import space_of
-from evomerge.guard import warnings_of
+from evomerge.guard import refuse_too_few, warnings_of
 from evomerge.merging.footprint import Memory, choose, footprints, needs_of
 from evomerge.merging.pool import ModelPool
 from evomerge.merging.variants import prepare
 from evomerge.opening import is_complete, open_run
 from evomerge.pools import children_of, lineup_of, open_pool, pinned, placed, repeats_in
+from evomerge.reports import extreme_warnings, summarize
+from evomerge.runs import RunStore
 from evomerge.search import Progress, Search
 from evomerge.stopping import Stop
 from evomerge.trackers import require_trackers, tracking
@@ -54,6 +56,7 @@ def launch(
         EvomergeError: see the exception tree; the folder is left whole, and the same call resumes.
     """
     require_trackers(experiment.trackers)
+    refuse_too_few(experiment.fitness)
     experiment = pinned(experiment, folder)
     pool = open_pool(experiment)
     lineup = lineup_of(experiment, pool)
@@ -67,6 +70,8 @@ def launch(
             return
         for warning in warnings:
             note(f"warning: {warning}")
+        workers = getattr(experiment.executor, "most", 1)
+        note(f"starting {workers} worker{'s' * (workers > 1)} ({experiment.executor.kind})")
         executor = build_executor(experiment.executor, spec)
         stack.enter_context(journal(folder / "logs" / "driver.log", lambda line: note(f"warning: {line}")))
         try:
@@ -77,6 +82,8 @@ def launch(
                 for built in prepare(pool, spec.transforms):
                     note(str(built))
             info = executor.start()
+            for task, ids in info.duplicates.items():
+                note(f"task {task!r}: {len(ids)} of {info.sizes[task]} items ask what an earlier one asks; left out")
             search = Search(experiment, lineup, store=store, executor=executor, info=info)
         except BaseException:
             executor.close()
@@ -85,11 +92,24 @@ def launch(
             raise
         try:
             with tracking(experiment, folder, note) as track:
-                for progress in search.run(stop):
+                for progress in _watched(search.run(stop), experiment, store, note):
                     track()
                     yield progress
         finally:
             executor.close()
+
+
+def _watched(
+    steps: Iterable[Progress], experiment: Experiment, store: RunStore, note: Callable[[str], None]
+) -> Iterator[Progress]:
+    """The steps of a search. As soon as the anchors are scored, notes what tells no model from another."""
+    early = True
+    for step in steps:
+        if early and step.generation == 0 and step.done >= experiment.anchors:
+            early, summary = False, summarize(store)
+            for warning in extreme_warnings(summary.entries.values(), summary.objectives):
+                note(f"warning: {warning}")
+        yield step
 
 
 def worker_spec(experiment: Experiment, pool: ModelPool, log: Path) -> WorkerSpec:

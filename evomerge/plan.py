@@ -57,7 +57,8 @@ def estimate_plan(
         pace: what a candidate takes; without it nothing is said of time.
     """
     fixed = experiment.anchors
-    generations = _generations(experiment)
+    askable = experiment.algorithm.most([len(gene.choices) for gene in space.genes])
+    generations = _generations(experiment, askable)
     candidates = fixed + sum(generations)
     tasks = len({measured.task for measured in experiment.fitness.metrics})
     items = experiment.fitness.items
@@ -76,7 +77,8 @@ def estimate_plan(
     if (in_flight := experiment.algorithm.in_flight) is not None:
         each = f"{sum(generations)}, {in_flight} of them in work at any time"
     left = experiment.budget.evaluations - candidates
-    rest = f"; {left} of the budget are left, too few for another generation" if left > 0 else ""
+    why = "too few for another generation" if sum(generations) < askable else "as nothing more is asked"
+    rest = f"; {left} of the budget are left, {why}" if left > 0 else ""
     yield "candidates", f"{candidates} = {fixed} anchors + {each}{rest}"
     yield "search items", _search_items(experiment.fitness, tasks, fixed, generations)
     yield "confirmation items", f"up to {finalists * tasks * items.confirm:,} ({finalists} candidates at most)"
@@ -136,11 +138,11 @@ def _shortened(words: Sequence[str], between: str) -> str:
     return between.join(shown)
 
 
-def _generations(experiment: Experiment) -> list[int]:
-    """Candidates of each generation that the budget holds; each by itself if there are none."""
+def _generations(experiment: Experiment, most: int) -> list[int]:
+    """Candidates of each generation that the budget holds, `most` in all; each by itself if there are none."""
     sizes: list[int] = []
-    asked, most = 0, experiment.budget.evaluations - experiment.anchors
-    while 0 < (size := experiment.algorithm.step_at(asked)) <= most - asked:
+    asked, budget = 0, experiment.budget.evaluations - experiment.anchors
+    while 0 < (size := min(experiment.algorithm.step_at(asked), most - asked)) <= budget - asked:
         sizes.append(size)
         asked += size
     return sizes

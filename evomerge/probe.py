@@ -38,7 +38,8 @@ def probe(experiment: Experiment, pool: ModelPool, lineup: Lineup, space: Search
         EvomergeError: the worker cannot start.
     """
     worker = MergeWorker(worker_spec(experiment, pool, log))
-    items = split_items(worker.info().sizes, experiment.fitness.items, experiment.seed).draw(0)
+    info = worker.info()
+    items = split_items(info.sizes, experiment.fitness.items, experiment.seed, info.duplicates).draw(0)
     draws = stream(experiment.seed, "probe").random((_MEASURED, len(space.genes)))
     recipes = [anchors(lineup)["uniform"], *(space.decode(Genome(tuple(row))) for row in draws.tolist())]
     jobs = [Job(candidate=i, phase="search", recipe=recipe, items=items) for i, recipe in enumerate(recipes)]

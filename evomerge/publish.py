@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.artefact import write_candidate
@@ -16,14 +17,22 @@ from evomerge.workers.candidate import quiet
 __all__ = ["export", "merge_again", "run_around"]
 
 
-def export(folder: Path, choice: str, out: Path | None, *, adapter: bool = False) -> Path:
+def export(
+    folder: Path,
+    choice: str,
+    out: Path | None,
+    *,
+    adapter: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Write one candidate of a run as a Hugging Face folder, with its model card and a mergekit recipe.
 
     Args:
         folder: the run.
-        choice: `knee`, `best:OBJECTIVE` or a candidate's number.
+        choice: `knee`, `best:OBJECTIVE`, an anchor's name or a candidate's number.
         out: the new folder; `RUN/export/CHOICE` (an adapter: `CHOICE-adapter`) if left out.
         adapter: write a LoRA adapter on the base instead of a full model.
+        note: is told which candidate that is.
 
     Returns:
         The new folder.
@@ -39,7 +48,9 @@ def export(folder: Path, choice: str, out: Path | None, *, adapter: bool = False
         experiment = experiment_of(store)
         pool = recorded_pool(store, experiment)
     target = out or folder / "export" / (choice.replace(":", "-") + ("-adapter" if adapter else ""))
-    write_candidate(summary, summary.pick(choice), experiment, pool, target, adapter=adapter)
+    entry = summary.entries[summary.pick(choice)]
+    note(f"{choice} is {'the anchor' if entry.kind == 'anchor' else 'candidate'} {entry.name}: {entry.description}")
+    write_candidate(summary, entry.id, experiment, pool, target, adapter=adapter)
     return target
 
 

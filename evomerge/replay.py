@@ -43,6 +43,9 @@ def _recorded_info(store: RunStore) -> WorkerInfo:
     return WorkerInfo(
         sizes={task: entry["items"] for task, entry in found["tasks"].items()},
         digests={task: entry["digest"] for task, entry in found["tasks"].items()},
+        duplicates={
+            task: tuple(entry["duplicates"]) for task, entry in found["tasks"].items() if "duplicates" in entry
+        },
         device=found["device"],
         dtype=found["dtype"],
         versions={},

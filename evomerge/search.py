@@ -59,7 +59,7 @@ class Search:
     ) -> None:
         self._experiment, self._lineup, self._store = experiment, lineup, store
         self._check_workers(info)
-        self._split: ItemSplit = split_items(info.sizes, experiment.fitness.items, experiment.seed)
+        self._split: ItemSplit = split_items(info.sizes, experiment.fitness.items, experiment.seed, info.duplicates)
         self._evaluator = Evaluator(store, executor)
         self._loop = self._built_loop(info, live=executor is not None)
         self._check_budget()
@@ -90,7 +90,11 @@ class Search:
 
     def _check_workers(self, info: WorkerInfo) -> None:
         """What the workers found must be what the run began with; noted when it begins."""
-        tasks = {task: {"items": info.sizes[task], "digest": info.digests[task]} for task in sorted(info.sizes)}
+        tasks: dict[str, dict[str, object]] = {
+            task: {"items": info.sizes[task], "digest": info.digests[task]} for task in sorted(info.sizes)
+        }
+        for task, ids in info.duplicates.items():
+            tasks[task]["duplicates"] = list(ids)
         now: dict[str, object] = {
             "tasks": tasks,
             "device": info.device,

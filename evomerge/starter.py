@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from evomerge.config import load_experiment
-from evomerge.errors import ConfigError, Fault, StoreError
+from evomerge.config import load_experiment, shipped_folder
+from evomerge.errors import ConfigError, Fault, PoolError, StoreError
+from evomerge.merging.checkpoint import Checkpoint
+from evomerge.merging.layout import layout_of
 from evomerge.questions import count_questions, questions_task, task_name
 
 __all__ = ["starter", "task_names", "write_starter"]
@@ -110,6 +113,7 @@ def starter(
     tasks: Sequence[Path],
     names: Sequence[str],
     fewest: int,
+    layers: int | None = None,
 ) -> str:
     """The text of an experiment file.
 
@@ -120,6 +124,7 @@ def starter(
         tasks: lm-eval task files or folders.
         names: of the tasks in them.
         fewest: items that a task has, as far as is known.
+        layers: of the models, if known.
     """
     search = min(64, fewest // 3)
     return _TEMPLATE.format(
@@ -127,7 +132,7 @@ def starter(
         name=_name(file.stem),
         base=_quoted(str(base.resolve())),
         experts="\n".join(f"    {_quoted(name)}: {_quoted(str(path.resolve()))}" for name, path in experts.items()),
-        space="task_arithmetic" if len(experts) > 1 else "slerp",
+        space=_space("task_arithmetic" if len(experts) > 1 else "slerp", layers),
         tasks=json.dumps([str(path.resolve()) for path in tasks], ensure_ascii=False),
         objectives="\n".join(f"    - {{name: {_quoted(name)}, task: {_quoted(name)}}}" for name in names),
         search=search,
@@ -135,6 +140,24 @@ def starter(
         algorithm=_ALGORITHMS["islands" if 1 < len(names) <= _MOST_ISLANDS else "cma"],
         evaluations=len(experts) + 2 + _CANDIDATES,
     )
+
+
+def _space(name: str, layers: int | None) -> str:
+    """A shipped space; itself, with a knot for each layer, where the models have fewer layers than it has knots."""
+    file = shipped_folder("search_spaces") / f"{name}.yaml"
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if layers is None or layers >= data["knots"]:
+        return name
+    return yaml.safe_dump(data | {"knots": layers}, default_flow_style=True, sort_keys=False, width=math.inf).strip()
+
+
+def _layers_of(base: Path) -> int | None:
+    """None where nobody can tell; what is wrong with the model, `check` says."""
+    try:
+        keys = layout_of(Checkpoint.open(base).tensors)
+    except PoolError:
+        return None
+    return 1 + max((key.layer for key in keys.values() if key.layer is not None), default=-1) or None
 
 
 def write_starter(
@@ -159,7 +182,9 @@ def write_starter(
     fewest = min([192, *(count_questions(path) for path in questions)])
     made = {file.with_name(f"{file.stem}.{task_name(path)}.yaml"): questions_task(path) for path in questions}
     names = [name for path in tasks for name in task_names(path)] + [task_name(path) for path in questions]
-    texts = {file: starter(file, base, experts, tasks=[*tasks, *made], names=names, fewest=fewest)} | made
+    layers = _layers_of(base)
+    text = starter(file, base, experts, tasks=[*tasks, *made], names=names, fewest=fewest, layers=layers)
+    texts = {file: text} | made
     written: list[Path] = []
     try:
         for path, text in texts.items():

@@ -39,8 +39,23 @@ def test_candidates_go_by_name_or_number(finished: evomerge.Run) -> None:
     knee = finished.candidate()
     assert finished.candidate(knee.id) == finished.candidate(str(knee.id)) == knee
     assert finished.candidate("best:rev") in finished.front
-    with pytest.raises(StoreError, match="expected a candidate"):
+    assert [finished.candidate(name).id for name in ("base", "uniform")] == [0, 4]
+    with pytest.raises(StoreError, match=r"expected a candidate, one of knee, best:rev, .*base, rev, .*uniform"):
         finished.candidate("best:nothing")
+
+
+def test_a_run_is_shown_in_one_line(finished: evomerge.Run) -> None:
+    front = f"{len(finished.front)} on the confirmed front"
+    assert repr(finished) == f"<Run {finished.folder}: finished, {len(finished.summary.entries)} candidates, {front}>"
+    assert len(repr(finished.summary)) < 5_000
+    assert "Field(" not in repr(finished.candidate())
+
+
+def test_a_folder_without_a_run_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="got a folder without a run"):
+        evomerge.run(tmp_path)
+    with pytest.raises(ConfigError, match="a folder, and no shipped name"):
+        evomerge.run(tmp_path, tmp_path / "run")
 
 
 def test_the_table_has_a_row_for_each_scored_candidate(finished: evomerge.Run) -> None:

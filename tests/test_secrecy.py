@@ -62,7 +62,8 @@ def test_nothing_that_a_run_writes_holds_a_secret(tmp_path: Path, monkeypatch: p
     )
     scorer = f"{{own: {{kind: function, function: 'leaky:leak', items: 40, folder: {tmp_path}}}}}"
     fitness = f"{{scorers: {scorer}, objectives: [{{name: own, task: own}}], items: {{search: 8, confirm: 8}}}}"
-    experiment = load_experiment("quickstart", ["executor={kind: serial}", f"fitness={fitness}"])
+    changes = ["executor={kind: serial}", "algorithm={kind: cma}", f"fitness={fitness}"]
+    experiment = load_experiment("quickstart", changes)
     with pytest.raises(RunError) as caught:
         for _ in launch(experiment, tmp_path / "run", Stop()):
             pass

@@ -70,17 +70,20 @@ def import_(
 
 
 @bank.command()
-def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="An item bank.")]) -> None:
-    """Show what an item bank holds."""
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An item bank, or a folder of some.")],
+) -> None:
+    """Show what item banks hold."""
     from rich.table import Table
 
     from evomerge.banks import describe_bank
     from evomerge.fitness.irt import load_bank
 
-    table = Table(box=None, show_header=False)
-    for name, value in describe_bank(load_bank(file)):
-        table.add_row(name, value)
-    open_console().print(table)
+    for path in (sorted(file.glob("*.npz")) if file.is_dir() else ()) or (file,):
+        table = Table(box=None, show_header=False)
+        for name, value in describe_bank(load_bank(path)):
+            table.add_row(name, value)
+        open_console().print(table)
 
 
 def _wrote(found: ItemBank, path: Path) -> str:

@@ -72,10 +72,12 @@ def _candidates(folder: Path) -> Iterator[str]:
         notes = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('manifest', 'experiment')").fetchall())
         query = "SELECT DISTINCT candidate FROM result WHERE phase = 'confirm' ORDER BY candidate LIMIT ?"
         confirmed = [str(number) for (number,) in db.execute(query, (_MANY,))]
+        anchors = [name for (name,) in db.execute("SELECT label FROM candidate WHERE kind = 'anchor' ORDER BY id")]
     manifest = json.loads(notes["manifest"])
     experiment = json.loads(notes["experiment"]) if "experiment" in notes else manifest["experiment"]
     yield "knee"
     yield from (f"best:{objective['name']}" for objective in experiment["fitness"]["objectives"])
+    yield from anchors
     yield from confirmed
 
 

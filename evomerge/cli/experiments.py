@@ -44,7 +44,7 @@ def init(
 def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     """Check an experiment, its models, its search space and the names of its tasks, without running anything."""
     from evomerge.fitting import space_of
-    from evomerge.guard import unfound_tasks, warnings_of
+    from evomerge.guard import refuse_too_few, unfound_tasks, warnings_of
     from evomerge.opening import found_by
     from evomerge.pools import lineup_of, open_pool, repeats_in
 
@@ -55,6 +55,7 @@ def check(experiment: ExperimentArgument, set_: SetOption = None) -> None:
     found_by(config, space)
     for note in unfound_tasks(config.fitness):
         typer.echo(f"note: {note}", err=True)
+    refuse_too_few(config.fitness)
     for warning in (*warnings_of(config), *repeats_in(pool)):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(
@@ -77,13 +78,14 @@ def plan(
     from rich.table import Table
 
     from evomerge.fitting import space_of
-    from evomerge.guard import warnings_of
+    from evomerge.guard import refuse_too_few, warnings_of
     from evomerge.plan import Pace, estimate_plan
     from evomerge.pools import lineup_of, open_pool, repeats_in
 
     config = load(experiment, set_)
     pool = open_pool(config)
     lineup = lineup_of(config, pool)
+    refuse_too_few(config.fitness)
     for warning in (*warnings_of(config), *repeats_in(pool)):
         typer.echo(f"warning: {warning}", err=True)
     space, pace = space_of(config, lineup), None if seconds is None else Pace(seconds=seconds, source="as you say")

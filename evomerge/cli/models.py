@@ -62,7 +62,9 @@ def export(
     """Write one candidate as a model folder, with model card and mergekit recipe."""
     from evomerge.publish import export as write_model
 
-    typer.echo(write_model(run, candidate, out, adapter=adapter))
+    typer.echo(
+        write_model(run, candidate, out, adapter=adapter, note=lambda line: typer.echo(f"note: {line}", err=True))
+    )
 
 
 def merge(

@@ -60,7 +60,9 @@ AdapterOption = Annotated[
 CandidateOption = Annotated[
     str,
     typer.Option(
-        "--candidate", help="knee, best:OBJECTIVE or a candidate's number.", autocompletion=completion.candidates
+        "--candidate",
+        help="knee, best:OBJECTIVE, an anchor (base, uniform, an expert) or a candidate's number.",
+        autocompletion=completion.candidates,
     ),
 ]
 

@@ -130,7 +130,7 @@ def replay(
         str | None,
         typer.Option(
             "--candidate",
-            help="Also merge and score this one again: knee, best:OBJECTIVE, number.",
+            help="Also merge and score this one again: knee, best:OBJECTIVE, an anchor or a number.",
             autocompletion=completion.candidates,
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -78,6 +79,10 @@ class AlgorithmConfig(Registered):
     def least(self, choices: Sequence[int]) -> int:
         """Fewest candidates that it needs over genes with so many options each, 0 for numbers."""
         return self.population_at(0)
+
+    def most(self, choices: Sequence[int]) -> int:
+        """Most candidates that it ever asks for over such genes; by itself, without end."""
+        return sys.maxsize
 
     def misfit(self, objectives: int, genes: int = 1, space: str | None = None) -> str | None:
         """Why the algorithm cannot take so many objectives and genes, or that kind of space; None if it can."""

@@ -29,6 +29,10 @@ class GridConfig(AlgorithmConfig):
         """All points of the lattice."""
         return prod(options or self.levels for options in choices)
 
+    def most(self, choices: Sequence[int]) -> int:
+        """The same."""
+        return self.least(choices)
+
 
 @AlgorithmConfig.register("evomerge.population.kinship:build")
 class KinshipConfig(AlgorithmConfig):

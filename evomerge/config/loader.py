@@ -57,8 +57,8 @@ def find(name: str, kind: str, beside: Path | None = None) -> Path:
     shipped = shipped_folder(kind) / f"{name}.yaml"
     if "/" not in name and shipped.is_file():
         return shipped.resolve()
-    names = shipped_names(kind)
-    message = f"no such file, and no shipped name{near(name, names) or f'; shipped are {names}'}"
+    names, what = shipped_names(kind), "a folder" if path.is_dir() else "no such file"
+    message = f"{what}, and no shipped name{near(name, names) or f'; shipped are {names}'}"
     raise ConfigError(name, [Fault(path="$", message=message)])
 
 

@@ -17,7 +17,7 @@ from evomerge.engines.lm_tasks import BenchTask
 from evomerge.engines.loglikelihood import Pair
 from evomerge.errors import TaskError
 
-__all__ = ["Item", "build_items", "digest_of", "prompt_hash"]
+__all__ = ["Item", "build_items", "digest_of", "prompt_hash", "question"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ def digest_of(items: Sequence[Item]) -> str:
     content = [[item.doc, [request.args for request in item.requests]] for item in items]
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def question(item: Item) -> str:
+    """All that a model is asked, settings included; items of one question get one answer, whatever their documents."""
+    return json.dumps([request.args for request in item.requests], sort_keys=True, default=str)
 
 
 def prompt_hash(item: Item) -> str:

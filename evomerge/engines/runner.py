@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from evomerge.config.faults import near
-from evomerge.engines.items import Item, build_items, digest_of, prompt_hash
+from evomerge.engines.items import Item, build_items, digest_of, prompt_hash, question
 from evomerge.engines.lm_tasks import TOKENS, BenchTask, load_tasks
 from evomerge.engines.scorers import load_scorers, responses_of
 from evomerge.errors import TaskError
+from evomerge.fitness import duplicates_of
 from evomerge.outcome import ItemSet, Responses
 from evomerge.rng import derive_seed
 
@@ -101,6 +102,12 @@ class EvalRunner:
         """Content digest of every task: its documents and the prompts made of them, few-shot examples included."""
         own = {name: scorer.digest for name, scorer in self._scorers.items()}
         return {name: digest_of(items) for name, items in self._items.items()} | own
+
+    def duplicates(self) -> dict[str, tuple[int, ...]]:
+        """Ids of the items that repeat an earlier one, of every task that has such items."""
+        own = {name: scorer.duplicates for name, scorer in self._scorers.items()}
+        found = {name: duplicates_of(map(question, items)) for name, items in self._items.items()} | own
+        return {name: ids for name, ids in found.items() if ids}
 
     def prompt_hashes(self, task: str) -> tuple[str, ...]:
         """Hash of the prompt of every item; none for a scorer."""

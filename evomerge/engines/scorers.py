@@ -25,6 +25,7 @@ from evomerge.engines.task_files import Faults
 from evomerge.engines.texts import KlScorer, LossScorer
 from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import EvomergeError, TaskError
+from evomerge.fitness import duplicates_of
 from evomerge.outcome import Responses
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class TaskScorer(Protocol):
     @property
     def size(self) -> int:
         """Number of its items."""
+
+    @property
+    def duplicates(self) -> tuple[int, ...]:
+        """Ids of the items that hold what an item before them holds."""
 
     @property
     def block(self) -> int:
@@ -116,6 +121,7 @@ class FunctionScorer:
         self.metrics, self.block = config.metrics, 0
         self._items = _items(name, config.items)
         self.size = len(self._items)
+        self.duplicates = duplicates_of(json.dumps(json.loads(item), sort_keys=True) for item in self._items)
         self._function, source = _function(self._where, config)
         content = repr([config.function, source, self._items]).encode()
         self.digest = hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import TaskError
+from evomerge.fitness import duplicates_of
 from evomerge.merging.calibrated import documents
 from evomerge.recipe import OutputDtype, uniform
 
@@ -136,6 +137,7 @@ class LossScorer:
         )
         self.size, self.block = self._model.blocks.size, config.block
         self.digest = self._model.blocks.content.hexdigest()
+        self.duplicates = duplicates_of(self._model.blocks.tokens)
 
     def score(self, items: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """The loss of each block."""
@@ -169,6 +171,7 @@ class KlScorer:
         self.size, self.block = blocks.size, config.block
         blocks.content.update(repr((KEPT, config.reference)).encode())
         self.digest = blocks.content.hexdigest()
+        self.duplicates = duplicates_of(blocks.tokens)
         dtype = cast("OutputDtype", engine.dtype)
         engine.load(uniform((config.reference,), layers=engine.pool.layers, dtype=dtype))
         engine.watch.restart()

@@ -5,9 +5,10 @@ Knows nothing of what an item asks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from evomerge.errors import TaskError
@@ -17,7 +18,7 @@ from evomerge.rng import stream
 if TYPE_CHECKING:
     from evomerge.config import ItemsConfig
 
-__all__ = ["ItemSplit", "split_items"]
+__all__ = ["ItemSplit", "duplicates_of", "require_items", "split_items"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +69,52 @@ def _order(ids: tuple[int, ...], size: int, seed: int, task: str, when: int) -> 
     return tuple(stream(seed, "draw", task, when).choice(ids, size, replace=False).tolist())
 
 
-def split_items(sizes: Mapping[str, int], items: ItemsConfig, seed: int) -> ItemSplit:
-    """Set confirmation items aside, at random and for good.
+def duplicates_of(contents: Iterable[Hashable]) -> tuple[int, ...]:
+    """Ids of the items that ask what an item before them asks.
+
+    Example:
+        >>> duplicates_of(["2 + 2", "3 + 3", "2 + 2"])
+        (2,)
+
+    Args:
+        contents: what each item asks.
+    """
+    seen: set[Hashable] = set()
+    found = []
+    for item, content in enumerate(contents):
+        if content in seen:
+            found.append(item)
+        seen.add(content)
+    return tuple(found)
+
+
+def require_items(
+    sizes: Mapping[str, int], items: ItemsConfig, duplicates: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> None:
+    """See that every task has enough items; see `split_items`.
+
+    Raises:
+        TaskError: every task that is too small.
+    """
+    needed, small = items.search + items.confirm, []
+    for task, size in sorted(sizes.items()):
+        different = size - len(duplicates.get(task, ()))
+        if different < needed:
+            small.append(f"task {task!r} has {size} items" + (f", {different} different" if different < size else ""))
+    if small:
+        raise TaskError(
+            f"{'; '.join(small)}: expected at least {needed} in each, {items.search} to search and {items.confirm} "
+            "others to confirm; lower fitness.items.search or fitness.items.confirm, or add items"
+        )
+
+
+def split_items(
+    sizes: Mapping[str, int],
+    items: ItemsConfig,
+    seed: int,
+    duplicates: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> ItemSplit:
+    """Set confirmation items aside, at random and for good. Of equal items only the first is in either part.
 
     Example:
         >>> from evomerge.config import ItemsConfig
@@ -81,19 +126,13 @@ def split_items(sizes: Mapping[str, int], items: ItemsConfig, seed: int) -> Item
         sizes: number of items of every task.
         items: how many the search and the confirmation need, per task.
         seed: run seed.
+        duplicates: items of a task that ask what an earlier one asks; see `duplicates_of`.
 
     Raises:
         TaskError: every task that is too small.
     """
-    needed = items.search + items.confirm
-    small = [f"task {task!r} has {size} items" for task, size in sorted(sizes.items()) if size < needed]
-    if small:
-        raise TaskError(
-            f"{'; '.join(small)}: expected at least {needed} in each, {items.search} to search and {items.confirm} "
-            "others to confirm; lower fitness.items.search or fitness.items.confirm, or add items"
-        )
-    # Keyed by size, not by name: tasks that ask about one list of documents in several ways are split alike.
-    order = {task: stream(seed, "split", size).permutation(size).tolist() for task, size in sizes.items()}
+    require_items(sizes, items, duplicates)
+    order = {task: _shuffled(size, seed, frozenset(duplicates.get(task, ()))) for task, size in sizes.items()}
     return ItemSplit(
         confirm=ItemSet.of({task: tuple(ids[: items.confirm]) for task, ids in order.items()}),
         pool={task: tuple(sorted(ids[items.confirm :])) for task, ids in order.items()},
@@ -101,3 +140,8 @@ def split_items(sizes: Mapping[str, int], items: ItemsConfig, seed: int) -> Item
         policy=items.draw,
         seed=seed,
     )
+
+
+def _shuffled(size: int, seed: int, left_out: frozenset[int]) -> list[int]:
+    """A task's items in random order; keyed by size, so tasks over one list of documents are split alike."""
+    return [item for item in stream(seed, "split", size).permutation(size).tolist() if item not in left_out]

@@ -1,5 +1,6 @@
 """Reports: what a run or a pool amounts to, as a summary, on the terminal, in HTML, as PNG and as a model card."""
 
+from evomerge.reports.extremes import extreme_warnings
 from evomerge.reports.glances import Glances
 from evomerge.reports.html import write_report
 from evomerge.reports.model_card import model_card
@@ -20,6 +21,7 @@ __all__ = [
     "Summary",
     "Tally",
     "Verdict",
+    "extreme_warnings",
     "model_card",
     "print_kinship",
     "print_verdict",

@@ -13,7 +13,7 @@ from evomerge.reports.data import to_data
 from evomerge.reports.groups import COLORS, groups
 from evomerge.reports.pages import render_page, write_page
 from evomerge.reports.summary import Entry, Summary
-from evomerge.reports.verdict import verdict
+from evomerge.reports.verdict import notable, verdict
 from evomerge.reports.words import difference, duration, membership, number, objective_label, percent, span
 
 __all__ = ["render", "write_report"]
@@ -65,7 +65,7 @@ def render(summary: Summary) -> str:
         worker_hours=duration(sum(summary.cost.seconds.values())),
         objectives=[objective_label(objective) for objective in summary.objectives],
         pairs=[*combinations(range(len(summary.objectives)), 2)] or [("", 0)],
-        notable=_with_roles(summary, list(summary.anchors)),
+        notable=[(entry, ", ".join(roles)) for entry, roles in notable(summary)],
         finalists=_with_roles(summary, [*summary.finalists, *summary.anchors]),
         gains=sorted(_gains(summary), key=lambda gain: gain["candidate"].id != found.candidate),
         named=set(summary.picks.values()) | {found.candidate},

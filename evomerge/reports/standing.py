@@ -175,7 +175,7 @@ class Tally:
                 sum(failure.phase == "search" for failure in failures),
                 finished=store.meta("state") == "finished",
             ),
-            audit=audit_words(json.loads(store.meta("audit") or "{}")),
+            audit=audit_words(store.notes("audit")),
         )
 
     def _take(self, store: RunStore) -> dict[int, int]:

@@ -18,6 +18,7 @@ from evomerge.pareto import best, knee, nondominated
 from evomerge.reports.chronicle import corner, curve, generations, items_of, tries, utilization
 from evomerge.reports.confirmed import confirmation
 from evomerge.reports.course import Cost, Curve, Failure, History
+from evomerge.reports.extremes import extreme_warnings
 from evomerge.reports.measures import believed_scores, measured_scores
 from evomerge.reports.summary import Entry, Objective, Summary
 from evomerge.reports.words import audit_words, describe, one_line, unspent
@@ -96,7 +97,7 @@ def summarize(store: RunStore, random: RunStore | None = None) -> Summary:
             entries,
             front,
             [f.candidate for f in record.failures if f.phase == "search"],
-            _noted(store, "algorithm"),
+            store.notes("algorithm"),
         ),
         tries=tries(attempts),
         utilization=utilization(attempts),
@@ -109,7 +110,11 @@ def summarize(store: RunStore, random: RunStore | None = None) -> Summary:
         experiment=store.experiment,
         warnings=tuple(
             one_line(text)
-            for text in (*json.loads(store.meta("warnings") or "[]"), *_unconfirmed(entries, experiment, finished))
+            for text in (
+                *json.loads(store.meta("warnings") or "[]"),
+                *extreme_warnings(entries.values(), record.objectives),
+                *_unconfirmed(entries, experiment, finished),
+            )
         ),
     )
 
@@ -284,6 +289,6 @@ def _cost(store: RunStore, record: _Record, attempts: Mapping[str, int]) -> Cost
             sum(failure.phase == "search" for failure in record.failures),
             finished=store.meta("state") == "finished",
         ),
-        audit=audit_words(_noted(store, "audit")),
+        audit=audit_words(store.notes("audit")),
         tokens=sum(sum(result.tokens.values()) for result in computed),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evomerge.errors import StoreError
@@ -88,7 +88,7 @@ class Entry:
     name: str
     kind: Literal["anchor", "search", "answer"]
     generation: int
-    recipe: Recipe
+    recipe: Recipe = field(repr=False)
     description: str
     estimated: Scores | None = None
     confirmed: Scores | None = None
@@ -146,13 +146,13 @@ class Confirmation:
     probability: Mapping[int, float]
     knee: int
     best: Mapping[str, int]
-    gains: tuple[Gain, ...]
-    exchanges: tuple[Exchange, ...] = ()
+    gains: tuple[Gain, ...] = field(repr=False)
+    exchanges: tuple[Exchange, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """A run, finished or not.
+    """A run, finished or not. Its `repr` leaves out what grows with the run.
 
     Attributes:
         state: `running`, `stopped` or `finished`.
@@ -173,19 +173,19 @@ class Summary:
     seed: int
     level: float
     objectives: tuple[Objective, ...]
-    entries: Mapping[int, Entry]
+    entries: Mapping[int, Entry] = field(repr=False)
     front: tuple[int, ...]
     knee: int | None
     best: Mapping[str, int]
     confirmation: Confirmation | None
-    history: History | None
-    generations: tuple[Generation, ...]
-    tries: tuple[Try, ...]
-    utilization: Utilization | None
-    failures: tuple[Failure, ...]
+    history: History | None = field(repr=False)
+    generations: tuple[Generation, ...] = field(repr=False)
+    tries: tuple[Try, ...] = field(repr=False)
+    utilization: Utilization | None = field(repr=False)
+    failures: tuple[Failure, ...] = field(repr=False)
     cost: Cost
     versions: Mapping[str, str]
-    experiment: Mapping[str, Any]
+    experiment: Mapping[str, Any] = field(repr=False)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -214,7 +214,7 @@ class Summary:
         return tuple(entry for entry in merged if entry.id in self.front)
 
     def pick(self, choice: str) -> int:
-        """The candidate that a user means by `knee`, `best:OBJECTIVE` or a number.
+        """The candidate that a user means by `knee`, `best:OBJECTIVE`, an anchor's name or a number.
 
         Raises:
             StoreError: no such candidate.
@@ -224,7 +224,12 @@ class Summary:
             return self.picks[choice]
         if number.isascii() and number.isdigit() and int(number) in self.entries:
             return int(number)
-        known = ", ".join([*self.picks, f"or a number up to {max(self.entries, default=-1)}"])
+        anchors = {entry.name: entry.id for entry in self.anchors}
+        if choice in anchors:
+            return anchors[choice]
+        if not self.entries:
+            raise StoreError(f"{self.folder}: there is no candidate yet; to go on: {self.commands()['resume']}")
+        known = ", ".join([*self.picks, *anchors, f"or a number up to {max(self.entries)}"])
         raise StoreError(f"{self.folder}: expected a candidate, one of {known}; got {choice!r}")
 
     def commands(self) -> dict[str, str]:

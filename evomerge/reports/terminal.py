@@ -11,7 +11,7 @@ from rich.text import Text
 
 from evomerge.fitness import MEAN
 from evomerge.reports.summary import Entry, Measure, Summary
-from evomerge.reports.verdict import verdict
+from evomerge.reports.verdict import notable, verdict
 from evomerge.reports.words import difference, mean_words, membership, number, percent, span
 
 __all__ = ["print_verdict"]
@@ -59,18 +59,9 @@ def _scores(summary: Summary) -> Table:
         table.add_column(Text(MEAN), justify="right")
     for objective in objectives:
         table.add_column(Text(objective.name + ("" if objective.goal == "max" else " (lower)")), justify="right")
-    for entry, roles in _rows(summary):
+    for entry, roles in notable(summary):
         table.add_row(_who(summary, entry, roles), *_cells(summary, entry, bool(objectives)))
     return table
-
-
-def _rows(summary: Summary) -> Iterable[tuple[Entry, list[str]]]:
-    claimed = verdict(summary).candidate
-    named = [] if claimed is None else [claimed]
-    chosen = dict.fromkeys([*named, *summary.picks.values(), *(anchor.id for anchor in summary.anchors)])
-    for candidate in chosen:
-        roles = [name for name, pick in summary.picks.items() if pick == candidate]
-        yield summary.entries[candidate], roles or ["verdict"] * (candidate == claimed)
 
 
 def _who(summary: Summary, entry: Entry, roles: list[str]) -> Text:

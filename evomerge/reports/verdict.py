@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from evomerge.fitness import MEAN
+from evomerge.reports.extremes import Extreme, extremes
 from evomerge.reports.summary import Confirmation, Entry, Gain, Summary
 from evomerge.reports.words import difference, mean_words, percent, span
 
-__all__ = ["Verdict", "verdict"]
+__all__ = ["Verdict", "notable", "verdict"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +61,23 @@ def verdict(summary: Summary) -> Verdict:
     return replace(found, detail=" ".join([found.detail, *(f"Warning: {text}." for text in summary.warnings)]))
 
 
+def notable(summary: Summary) -> Iterator[tuple[Entry, list[str]]]:
+    """The candidates worth a look, each once and with its roles: the verdict's, those with a name, the anchors."""
+    claimed = verdict(summary).candidate
+    named = [] if claimed is None else [claimed]
+    for candidate in dict.fromkeys([*named, *summary.picks.values(), *(anchor.id for anchor in summary.anchors)]):
+        roles = [name for name, pick in summary.picks.items() if pick == candidate]
+        yield summary.entries[candidate], roles or ["verdict"] * (candidate == claimed)
+
+
 def _found(summary: Summary) -> Verdict:
     if summary.knee is None:
         return _empty(summary)
     if summary.confirmation is None:
         return _unconfirmed(summary)
+    ends = extremes(summary.entries.values(), summary.objectives)
+    if ends and all(o.name in ends for o in summary.objectives if o.task):  # a cost has no task
+        return _alike({*ends.values()})
     matches = _matches(summary, summary.confirmation, MEAN)
     if not matches:
         return _nobody(summary, summary.confirmation)
@@ -127,6 +140,16 @@ def _unconfirmed(summary: Summary) -> Verdict:
             f"the knee of the estimated front is {_called(knee)}{mean}."
         ),
         detail=f"Do not quote this: the best of many estimates is too high by selection. {then}",
+    )
+
+
+def _alike(ends: set[Extreme]) -> Verdict:
+    """All models answer nothing, or everything; what may be the reason, the warnings say."""
+    told = {"floor": "no model answers any item", "ceiling": "every model answers every item"}
+    return Verdict(
+        kind="none",
+        headline=f"Nothing to compare: {' or '.join(told[end] for end in sorted(ends, reverse=True))}.",
+        detail="Neither a larger budget nor another search space changes that.",
     )
 
 

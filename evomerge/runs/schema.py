@@ -184,7 +184,8 @@ def translated(folder: Path) -> Iterator[None]:
 
     Raises:
         DiskError: the disk is full or refuses to work.
-        StoreError: the folder is read-only, or its database is damaged, foreign or held by another program.
+        StoreError: the folder cannot be made or is read-only, or its database is damaged, foreign or held by another
+            program.
     """
     try:
         yield
@@ -223,6 +224,11 @@ def _of_system(error: OSError, folder: Path) -> EvomergeError | None:
             return _no_locks(error, folder)
         case errno.ENOTDIR | errno.EEXIST:
             return StoreError(f"{folder}: expected a folder; got a file; choose another run folder")
+        case errno.ENOENT | errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL:
+            return StoreError(
+                f"{folder}: expected a place where folders can be made; got {error.strerror}; choose another run "
+                "folder with --out"
+            )
     return None
 
 

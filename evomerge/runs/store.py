@@ -153,6 +153,16 @@ class RunStore:
         with self._transaction() as db:
             tables.set_meta(db, key, value)
 
+    def note(self, key: str, generation: int, value: Mapping[str, Any]) -> None:
+        """Keeps plain data for JSON about one generation; those of all others stay as they are."""
+        self.set_meta(f"{key} {generation}", json.dumps(value))
+
+    def notes(self, key: str) -> dict[str, Any]:
+        """What `note` kept, by generation, in their order."""
+        with translated(self.folder):
+            found = tables.get_notes(self._db, key)
+        return {generation: json.loads(found[generation]) for generation in sorted(found, key=int)}
+
     def add_candidates(self, candidates: Sequence[Candidate]) -> None:
         """Registers candidates before anything costly starts, all or none. The same ones again change nothing.
 

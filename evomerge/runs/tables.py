@@ -30,6 +30,7 @@ __all__ = [
     "get_failures",
     "get_labels",
     "get_meta",
+    "get_notes",
     "get_order",
     "get_results",
     "get_results_after",
@@ -51,6 +52,12 @@ def get_meta(db: sqlite3.Connection, key: str) -> str | None:
 def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
     """Sets a key."""
     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def get_notes(db: sqlite3.Connection, key: str) -> dict[str, str]:
+    """The values of the keys that begin with a word and a space, by what follows."""
+    rows = db.execute("SELECT key, value FROM meta WHERE key GLOB ?", (f"{key} *",))
+    return {row["key"].removeprefix(f"{key} "): row["value"] for row in rows}
 
 
 def add_candidate(db: sqlite3.Connection, candidate: Candidate) -> bool:

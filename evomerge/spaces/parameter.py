@@ -215,8 +215,12 @@ def _knot_faults(config: ParameterSpaceConfig, layers: int) -> list[Fault]:
         "$.space.knots" if gene.knots is None else f"$.space.genes.{name}.knots": _knots(config, name, layers)
         for name, gene in config.genes.items()
     }
-    advice = f"expected at most {layers}, the models' number of layers; write 'layer' for one knot per layer"
-    return [Fault(path=path, message=f"{advice}; got {knots}") for path, knots in paths.items() if knots > layers]
+    wanted = f"expected at most {layers}, the models' number of layers"
+    return [
+        Fault(path=path, message=f"{wanted}; got {knots}; lower it: --set {path.removeprefix('$.')}={layers}")
+        for path, knots in paths.items()
+        if knots > layers
+    ]
 
 
 def _value_faults(config: ParameterSpaceConfig, experts: tuple[str, ...]) -> list[Fault]:

@@ -142,5 +142,6 @@ def _faults(config: SoupConfig, experts: tuple[str, ...], layers: int) -> Iterat
     if len(experts) < 2:
         yield Fault(path="$.pool.experts", message=f"a soup takes two experts or more; got {', '.join(experts)}")
     if config.knots > layers:
-        message = f"expected at most {layers}, the models' number of layers; got {config.knots}"
+        wanted = f"expected at most {layers}, the models' number of layers"
+        message = f"{wanted}; got {config.knots}; lower it: --set space.knots={layers}"
         yield Fault(path="$.space.knots", message=message)

@@ -73,6 +73,7 @@ class WorkerInfo:
     Attributes:
         sizes: number of items by task.
         digests: content digest of every task's items and prompts, by task.
+        duplicates: ids of the items that repeat an earlier one, by task; only tasks that have such items.
         versions: versions by package.
         pool_digest: content digest of the models.
         screen: content digest of what candidates are screened with; empty if they are not.
@@ -81,6 +82,7 @@ class WorkerInfo:
 
     sizes: Mapping[str, int]
     digests: Mapping[str, str] = field(default_factory=dict)
+    duplicates: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str = "float32"
     versions: Mapping[str, str] = field(default_factory=dict)

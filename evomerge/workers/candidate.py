@@ -92,6 +92,7 @@ class MergeWorker:
         return WorkerInfo(
             sizes=self._runner.sizes(),
             digests=self._runner.digests(),
+            duplicates=self._runner.duplicates(),
             device=self._engine.device,
             dtype=self._engine.dtype,
             versions=versions_here(),

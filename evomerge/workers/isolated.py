@@ -8,14 +8,18 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from evomerge.errors import RunError
 from evomerge.outcome import Job, Outcome
-from evomerge.workers.base import StartFailure, WorkerFactory, failed, run_safely
+from evomerge.workers.base import StartFailure, WorkerFactory, failed, one_line, run_safely
 
 __all__ = ["run_isolated"]
 
 
 def run_isolated(factory: WorkerFactory, job: Job) -> Outcome:
-    """Makes a worker in a new process and does one job there. A death there is the candidate's fault, and final.
+    """Makes a worker in a new process and does one job there.
+
+    A death there is the candidate's fault, and final; so is the loss of what was there when the worker was made, such
+    as a server.
 
     Raises:
         EvomergeError: the worker cannot start.
@@ -42,8 +46,16 @@ def run_isolated(factory: WorkerFactory, job: Job) -> Outcome:
 def _serve(replies: Connection, factory: WorkerFactory, job: Job) -> None:
     with suppress(OSError):  # where memory runs out, the kernel is to take this process and not the driver
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    replies.send(_reply(factory, job))
+
+
+def _reply(factory: WorkerFactory, job: Job) -> Outcome | StartFailure:
     try:
-        reply: Outcome | StartFailure = run_safely(factory(), job, "isolated")
-    except Exception as error:  # making the worker, or one that says that the run cannot go on
-        reply = StartFailure.of(error)
-    replies.send(reply)
+        worker = factory()
+    except Exception as error:
+        return StartFailure.of(error)
+    try:
+        return run_safely(worker, job, "isolated")
+    except RunError as error:
+        reason = f"ended the run alone, after drivers that tried it ended as well: {one_line(error)}"
+        return failed(job, reason, "isolated", retry=False)

@@ -24,12 +24,14 @@ class SerialExecutor:
     def __init__(self, factory: WorkerFactory) -> None:
         self._factory = factory
         self._worker: Worker | None = None
+        self._started = False
         self._queue: deque[Job] = deque()
 
     def start(self) -> WorkerInfo:
         """Makes the worker."""
         try:
             self._worker = self._factory()
+            self._started = True
             return self._worker.info()
         except Exception as error:
             raise StartFailure.of(error).to_error() from error
@@ -42,18 +44,16 @@ class SerialExecutor:
         """Does the next job, however long it takes."""
         if not self._queue:
             return []
-        if self._worker is None:
+        if not self._started:
             raise RunError("the executor is not running; call start() first")
         job = self._queue.popleft()
-        if not job.alone:
-            return [run_safely(self._worker, job, "serial")]
-        self._worker = None  # its memory is needed now, and it is easily made again
-        try:
+        if job.alone:
+            self._worker = None  # its memory is needed now; made again for the next, once this outcome is recorded
             return [run_isolated(self._factory, job)]
-        finally:
-            self._worker = self._factory()
+        self._worker = self._worker or self._factory()
+        return [run_safely(self._worker, job, "serial")]
 
     def close(self) -> None:
         """Lets the worker go."""
-        self._worker = None
+        self._worker, self._started = None, False
         self._queue.clear()

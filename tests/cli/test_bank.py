@@ -90,6 +90,10 @@ def test_a_run_gives_banks_that_the_next_run_takes(run: Path, evomerge: Run, tmp
     assert code == 0
     for word in (TASK, "calibrators", "Rasch", "logistic link", "difficulty", "solved by nobody", "information"):
         assert word in out
+    code, every, _ = evomerge("bank", "show", tmp_path / "banks")
+    assert code == 0
+    assert out in every
+    assert every.count("calibrators") == 4
     code, _, err = evomerge("bank", "fit", run, "--out", tmp_path / "one.npz")
     assert (code, "--task" in err) == (2, True)
     code, _, err = evomerge("bank", "fit", run, "--out", tmp_path / "banks")
@@ -179,8 +183,9 @@ def test_what_is_not_there_or_no_bank_is_refused(evomerge: Run, tmp_path: Path) 
 
 def test_plan_counts_what_a_search_with_few_items_may_take(evomerge: Run) -> None:
     reduced = ["--set", "fitness.estimator={kind: irt, universe: 200, promote: 2}"]
-    code, out, _ = evomerge("plan", "quickstart", *reduced)
+    algorithm = ["--set", "algorithm={kind: nsga2, population: 20}"]
+    code, out, _ = evomerge("plan", "quickstart", *algorithm, *reduced)
     assert code == 0
     most = 4 * (5 * 200 + 12 * (20 * 96 + 2 * (200 - 96)))
     assert f"at most {most:,}" in " ".join(out.split())
-    assert "94,080 (96 for each of 4 tasks)" in " ".join(evomerge("plan", "quickstart")[1].split())
+    assert "94,080 (96 for each of 4 tasks)" in " ".join(evomerge("plan", "quickstart", *algorithm)[1].split())

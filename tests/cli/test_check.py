@@ -124,3 +124,34 @@ def test_experts_that_add_nothing_are_told(evomerge: Run, tmp_path: Path, comman
         "warning: expert 'none': equal to the base in every weight; merging it changes nothing: remove it",
         "warning: expert 'sort_too': the same as 'sort' in every weight; keep one of them",
     ]
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "run"])
+def test_more_items_than_a_task_has_are_refused_before_anything_runs(
+    evomerge: Run, tmp_path: Path, command: str
+) -> None:
+    where = ("--out", str(tmp_path / "run")) if command == "run" else ()
+    code, _, error = evomerge(command, written(tmp_path), "--set", "fitness.items.search=100000", *where)
+    assert code == 2
+    assert "task 'quickstart_rev' has 512 items; task 'quickstart_sort' has 512 items: expected at least" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_items_of_a_scorer_are_counted(evomerge: Run, tmp_path: Path) -> None:
+    (tmp_path / "voice.py").write_text("def length(engine, items):\n    return [1.0 for _ in items]\n")
+    (tmp_path / "few.jsonl").write_text('"one"\n"two"\n"one"\n')
+    scorers = {
+        "few": {"kind": "function", "function": "voice:length", "items": "few.jsonl"},
+        "numbers": {"kind": "function", "function": "voice:length", "items": 10},
+    }
+    objectives = [{"name": name, "task": name} for name in scorers]
+    fitness = {"scorers": scorers, "objectives": objectives, "items": {"search": 8, "confirm": 16}}
+    code, _, error = evomerge("check", written(tmp_path, fitness=fitness))
+    assert code == 2
+    assert "task 'few' has 3 items, 2 different; task 'numbers' has 10 items: expected at least 24 in each" in error
+
+
+def test_a_run_folder_that_cannot_be_made(evomerge: Run, tmp_path: Path) -> None:
+    code, _, error = evomerge("run", written(tmp_path), "--out", "/proc/no-such-run")
+    assert code == 2
+    assert error.startswith("error: /proc/no-such-run: expected a place where folders can be made")

@@ -34,6 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "evomerge", "run", "quickstart", "--out", str(folder), *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting 1 worker (serial)" in done.stdout
     assert "confirming" in done.stdout
     assert not done.stderr
     return folder
@@ -117,7 +118,9 @@ def test_a_recipe_inside_its_run_needs_no_folders(copy: Path, evomerge: Run, tmp
 
 def test_export_is_the_model_that_was_scored(finished: Path, evomerge: Run, tmp_path: Path) -> None:
     out = tmp_path / "knee"
-    assert evomerge("export", finished, "--candidate", "knee", "--out", out)[0] == 0
+    code, told, err = evomerge("export", finished, "--candidate", "knee", "--out", out)
+    assert (code, told) == (0, f"{out}\n")
+    assert err.startswith("note: knee is ")
     card = (out / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model_relation"] == "merge"
@@ -141,6 +144,13 @@ def test_export_is_the_model_that_was_scored(finished: Path, evomerge: Run, tmp_
     assert AutoTokenizer.from_pretrained(out)("abc").input_ids
     for name, tensor in engine.model.state_dict().items():
         assert (tensor == exported[name]).all(), name
+
+
+def test_an_anchor_is_exported_by_name_and_called_that(finished: Path, evomerge: Run, tmp_path: Path) -> None:
+    code, _, err = evomerge("export", finished, "--candidate", "uniform", "--out", tmp_path / "uniform")
+    assert code == 0
+    assert err.startswith("note: uniform is the anchor uniform: ")
+    assert json.loads((tmp_path / "uniform" / "recipe.json").read_text())["operator"] == "linear"
 
 
 def test_export_refuses_what_is_not_there(finished: Path, evomerge: Run, tmp_path: Path) -> None:
@@ -347,7 +357,7 @@ def test_a_changed_space_on_resume(copy: Path, evomerge: Run) -> None:
 
 
 def test_commands_on_a_folder_without_a_run(tmp_path: Path, evomerge: Run) -> None:
-    for command in ("status", "report", "export", "replay"):
+    for command in ("run", "status", "report", "export", "replay"):
         code, _, err = evomerge(command, tmp_path)
         assert code == 2, command
         assert str(tmp_path) in err

@@ -42,7 +42,10 @@ def run(tmp_path: Path) -> Path:
     objectives = [{"name": name} for name in ("rev", "sort")]
     RunStore.create(tmp_path / "runs" / "mine", {"experiment": {"fitness": {"objectives": objectives}}}).close()
     with sqlite3.connect(tmp_path / "runs" / "mine" / "run.db") as db:
-        rows = [(number, "anchor" if number < 2 else "search", "", -1, 0, None, "", "") for number in range(4)]
+        rows = [
+            (number, "anchor" if number < 2 else "search", ("base", "math", "", "")[number], -1, 0, None, "", "")
+            for number in range(4)
+        ]
         db.executemany("INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         results = [(number, number, "confirm", 0, "", "{}", 0, None, "", None) for number in (1, 3)]
         db.executemany("INSERT INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", results)
@@ -70,14 +73,15 @@ def test_paths_go_on_as_they_were_typed(offered: Offered, run: Path, monkeypatch
     assert offered("evomerge status ./ru") == ["./runs/mine"]
     assert offered("evomerge status ~/runs/") == ["~/runs/mine"]
     assert offered("evomerge check ~/") == ["~/runs/"]
-    assert offered("evomerge export ~/runs/mine --candidate b") == ["best:rev", "best:sort"]
+    assert offered("evomerge export ~/runs/mine --candidate b") == ["best:rev", "best:sort", "base"]
     assert offered("evomerge status ~nobody-of-that-name/") == []
 
 
 def test_candidates_of_the_run_that_was_typed(offered: Offered, run: Path) -> None:
+    names = ["knee", "best:rev", "best:sort", "base", "math", "1", "3"]
     for command in ("export", "replay"):
-        assert offered(f"evomerge {command} runs/mine --candidate ") == ["knee", "best:rev", "best:sort", "1", "3"]
-    assert offered("evomerge export runs/mine --candidate b") == ["best:rev", "best:sort"]
+        assert offered(f"evomerge {command} runs/mine --candidate ") == names
+    assert offered("evomerge export runs/mine --candidate b") == ["best:rev", "best:sort", "base"]
     assert offered("evomerge export --candidate ") == ["knee"]
     assert sorted(path.name for path in run.iterdir()) == ["run.db", "run.lock"]
 

@@ -32,13 +32,25 @@ def test_questions_become_a_task_that_runs(tmp_path: Path, questions: Path, evom
     task = tmp_path / "mine.my-questions.yaml"
     assert str(task) in out
     assert evomerge("check", file)[0] == 0
-    task.write_text(task.read_text().replace('target_delimiter: " "', 'target_delimiter: ""'))
+    task.write_text(task.read_text().replace('" {{answer}}"', '"{{answer}}"'))
     code, out, err = evomerge("plan", file, "--probe")
     assert code == 0, err
     told = " ".join(out.split())
     assert "measured here on 2 random candidates" in told
     assert "tokens" in told
     assert "search items 3,172 (13 for each of 1 tasks)" in told
+
+
+def test_a_run_says_early_that_no_model_answers(tmp_path: Path, questions: Path, evomerge: Run) -> None:
+    file = tmp_path / "mine.yaml"
+    assert evomerge("init", file, *PAIR, "--questions", questions)[0] == 0  # these answers follow no space
+    changes = ("--set", "algorithm.population=4", "--set", "budget.evaluations=12")
+    code, out, err = evomerge("run", file, "--out", tmp_path / "run", *changes)
+    assert code == 0, err
+    told = " ".join(out.split())
+    warning = "warning: no model answers any item of 'my-questions': most likely its prompts"
+    assert told.count(warning) == 1
+    assert told.index(warning) < told.index("confirming") < told.index("Nothing to compare: no model answers any item.")
 
 
 def test_questions_beside_a_task(tmp_path: Path, questions: Path, evomerge: Run) -> None:
@@ -83,6 +95,21 @@ def test_plan_tells_time_only_from_a_figure(evomerge: Run) -> None:
     # 245 candidates and 17 finalists on 256 / 96 times the items, 36 s each on half a GPU
     assert "GPU-hours up to 1.5" in told
     assert "73.5 min of search, up to 13.6 min of confirmation" in told
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "asked"),
+    [("null", "1 generations of 20 + 1 generations of 7"), ("2", "27, 2 of them in work at any time")],
+)
+def test_plan_promises_no_more_points_than_a_grid_has(in_flight: str, asked: str, evomerge: Run) -> None:
+    changes = (
+        "space={kind: parameter, operator: {name: task_arithmetic}, knots: 1, genes: {weight: {edges: first}}}",
+        f"algorithm={{kind: grid, levels: 3, in_flight: {in_flight}}}",
+        "budget.evaluations=500",
+    )
+    code, out, err = evomerge("plan", "quickstart", *(part for change in changes for part in ("--set", change)))
+    assert code == 0, err
+    assert f"32 = 5 anchors + {asked}; 468 of the budget are left, as nothing more is asked" in " ".join(out.split())
 
 
 def test_doctor_says_what_to_do(evomerge: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def test_tokens_are_those_of_the_prompts_and_of_what_is_answered(
     runner: EvalRunner, exact_engine: TransformersEngine
 ) -> None:
     exact_engine.load(average("rev"))
-    taken = {}
+    taken: dict[str, int] = {}
     for task in ("rev_exact", "rev_choice", "rev_write"):
         runner.score(ItemSet.of({task: (3,)}))
         taken |= runner.tokens

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from evomerge.config import ItemsConfig
 from evomerge.errors import TaskError
-from evomerge.fitness import ItemSplit, split_items
+from evomerge.fitness import ItemSplit, duplicates_of, split_items
 from evomerge.outcome import ItemSet
 
 SIZES = {"math": 50, "code": 31}
@@ -78,3 +78,27 @@ def test_every_task_that_is_too_small_is_named() -> None:
 def test_an_overlapping_split_cannot_be_made() -> None:
     with pytest.raises(ValueError, match=r"items \[3\] both steer the search and confirm it"):
         ItemSplit(confirm=ItemSet.of({"math": (3, 4)}), pool={"math": (1, 3)}, size=2, policy="fresh", seed=0)
+
+
+@settings(deadline=None, derandomize=True)
+@given(texts=st.lists(st.integers(0, 20), min_size=1, max_size=80), seed=st.integers(0, 2**40))
+def test_equal_items_are_never_on_both_sides(texts: list[int], seed: int) -> None:
+    items, duplicates = ItemsConfig(search=2, confirm=2), {"math": duplicates_of(texts)}
+    if len(set(texts)) < 4:
+        with pytest.raises(TaskError):
+            split_items({"math": len(texts)}, items, seed, duplicates)
+        return
+    parts = split_items({"math": len(texts)}, items, seed, duplicates)
+    confirmed = [texts[item] for item in dict(parts.confirm.tasks)["math"]]
+    searched = [texts[item] for item in parts.pool["math"]]
+    assert sorted(confirmed + searched) == sorted(set(texts))
+
+
+def test_without_duplicates_nothing_changes() -> None:
+    items = ItemsConfig(search=8, confirm=20)
+    assert split_items(SIZES, items, 0, {"math": ()}) == split_items(SIZES, items, 0)
+
+
+def test_different_items_are_what_counts() -> None:
+    with pytest.raises(TaskError, match="task 'math' has 12 items, 6 different: expected at least 10"):
+        split_items({"math": 12}, ItemsConfig(search=4, confirm=6), 0, {"math": tuple(range(6, 12))})

@@ -216,9 +216,10 @@ def test_paths_and_lineage_are_drawn(run: Callable[..., RunStore], opened: Calla
 
 def test_what_the_algorithm_tells_of_itself_is_drawn(run: Callable[..., RunStore], opened: Callable[..., Any]) -> None:
     folder = run().folder
-    told = {"0": {"sigma, a": 0.3, "sigma, b": 0.2, "restarts": 0.0}, "1": {"sigma, a": 0.1, "restarts": 1.0}}
+    told = [{"sigma, a": 0.3, "sigma, b": 0.2, "restarts": 0.0}, {"sigma, a": 0.1, "restarts": 1.0}]
     with RunStore.open(folder) as store:
-        store.set_meta("algorithm", json.dumps(told))
+        for generation, state in enumerate(told):
+            store.note("algorithm", generation, state)
     with RunStore.read(folder) as store:
         page = opened(summarize(store))
     lines = "[...document.querySelectorAll('#states .plot')].map(e => e.querySelectorAll('path.line').length)"

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evomerge.reports import Summary, summarize, write_report
+from evomerge.reports import Summary, summarize, verdict, write_report
 from evomerge.reports.data import to_data
 from evomerge.reports.html import render
+from evomerge.reports.summary import Measure
 from evomerge.runs import RunStore
 
 Make = Callable[..., Summary]
@@ -100,6 +102,21 @@ def test_hostile_names_and_reasons_stay_text(summary: Make) -> None:
     assert "{{ 7 * 7 }}" in page.text
     names = [candidate["name"] for candidate in page.block("evomerge-data")["candidates"]]
     assert HOSTILE in names
+
+
+def test_the_candidate_of_the_verdict_stands_in_the_first_table(summary: Make) -> None:
+    found = summary(goals=("max",))
+    assert found.confirmation is not None
+    gains = tuple(
+        replace(gain, measure=Measure(mean=0.5, low=0.4 if gain.candidate == 11 else -0.1, high=0.6, items=400))
+        for gain in found.confirmation.gains
+    )
+    confirmation = replace(found.confirmation, gains=gains, knee=0, best={"a": 0})
+    found = replace(found, confirmation=confirmation)
+    assert verdict(found).candidate == 11
+    first_table = Page(render(found)).text.split("Gains over the anchors")[0].split("95 % intervals")[1]
+    assert "#11" in first_table
+    assert "verdict" in first_table
 
 
 def test_numbers_stand_in_tables(summary: Make) -> None:

@@ -153,8 +153,21 @@ def test_pick_finds_candidates(summary: Make, choice: str) -> None:
 
 @pytest.mark.parametrize("choice", ["best:c", "99", "", "²", "-1", "knee "])
 def test_pick_says_what_there_is(summary: Make, choice: str) -> None:
-    with pytest.raises(StoreError, match=r"one of knee, best:a, best:b, or a number up to 11"):
+    with pytest.raises(
+        StoreError, match=r"one of knee, best:a, best:b, base, rev, sort, uniform, or a number up to 11"
+    ):
         summary().pick(choice)
+
+
+def test_pick_finds_anchors_by_name(summary: Make) -> None:
+    found = summary()
+    assert [found.pick(anchor.name) for anchor in found.anchors] == [anchor.id for anchor in found.anchors]
+
+
+def test_pick_before_there_is_anybody_says_how_to_go_on(summary: Make) -> None:
+    empty = replace(summary(searched=0, finished=False), entries={})
+    with pytest.raises(StoreError, match="there is no candidate yet; to go on: evomerge run"):
+        empty.pick("knee")
 
 
 def test_commands_can_be_pasted(summary: Make) -> None:

@@ -260,6 +260,21 @@ def test_create_refuses_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
         RunStore.create(tmp_path / "run", {})
 
 
+def test_notes_of_generations_come_back_in_their_order(filled: RunStore) -> None:
+    for generation in (10, 2, 0):
+        filled.note("algorithm", generation, {"sigma": generation / 8})
+    filled.note("algorithm", 2, {"sigma": 0.5})
+    filled.set_meta("algorithms", "others")
+    told = {"0": {"sigma": 0.0}, "2": {"sigma": 0.5}, "10": {"sigma": 1.25}}
+    assert list(filled.notes("algorithm").items()) == list(told.items())
+    assert filled.notes("audit") == {}
+
+
+def test_create_refuses_a_place_where_no_folder_can_be_made() -> None:
+    with pytest.raises(StoreError, match="/proc/no/run: expected a place where folders can be made; got No such file"):
+        RunStore.create(Path("/proc/no/run"), {})
+
+
 class TestArchive:
     def test_it_holds_what_a_run_determines_and_nothing_else(self, filled: RunStore) -> None:
         data = json.loads(filled.archive())

@@ -107,7 +107,7 @@ def test_a_constraint_that_was_not_confirmed_is_told(tmp_path: Path) -> None:
     with RunStore.read(tmp_path / "run") as store:
         summary = summarize(store)
     told = "the constraint 'kept' is not confirmed, because uniform failed on the confirmation items"
-    assert summary.warnings == (told,)
+    assert told in summary.warnings
     assert told in verdict(summary).detail
 
 

@@ -185,4 +185,4 @@ def test_the_audit_is_on_record_and_shown(tmp_path: Path) -> None:
     assert "alpha z " in summary.cost.audit
     assert "of 3 generations" in summary.cost.audit
     with RunStore.read(tmp_path / "run") as store:
-        assert store.meta("audit") is not None
+        assert [*store.notes("audit")] == ["0", "1", "2"]

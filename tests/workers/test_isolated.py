@@ -120,10 +120,25 @@ def test_a_worker_that_cannot_start_alone_says_why(
         executor.wait(0)
 
 
-def test_what_all_candidates_need_is_missed_alone_too(toys: Any, job_of: Any) -> None:
+def test_a_candidate_that_takes_a_server_down_alone_is_failed(tmp_path: Path, toys: Any, job_of: Any) -> None:
+    flag = tmp_path / "flag"
+    executor = SerialExecutor(toys({0: "stop"}, flag=flag, how="pool"))
+    executor.start()
+    for number, alone in ((0, True), (1, False)):
+        executor.submit(_with(job_of(number), alone))
+    (outcome,) = executor.wait(0)
+    assert isinstance(outcome, Failed)
+    assert not outcome.retry
+    assert "the server is gone" in outcome.reason
+    flag.touch()
+    with pytest.raises(PoolError):  # no worker can be made any more, but the failure was told before
+        executor.wait(0)
+
+
+def test_a_server_that_is_gone_charges_nobody_before_that(toys: Any, job_of: Any) -> None:
     executor = SerialExecutor(toys({0: "stop"}))
     executor.start()
-    executor.submit(_with(job_of(0), True))
+    executor.submit(_with(job_of(0), False))
     with pytest.raises(RunError, match="the server is gone"):
         executor.wait(0)
 

@@ -228,5 +228,7 @@ def load_bank(path: Path) -> ItemBank:
         )
     except FileNotFoundError:
         raise TaskError(f"{path}: expected an item bank; there is no such file; fit one first") from None
+    except IsADirectoryError:
+        raise TaskError(f"{path}: expected an item bank; got a folder; name one .npz file in it") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise TaskError(f"{path}: expected an item bank; got something else ({error}); fit one again") from error
