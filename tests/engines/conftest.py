@@ -132,6 +132,17 @@ def make_fitness(tasks: Path) -> FitnessMaker:
 
 
 @pytest.fixture(scope="session")
+def fitness(make_fitness: FitnessMaker) -> FitnessConfig:
+    """One objective for every kind of answer, and the tokens of the last."""
+    return make_fitness(
+        {"task": "rev_exact"},
+        {"task": "rev_choice", "metric": "acc_norm"},
+        {"task": "rev_write", "metric": "exact_match", "filter": "letters"},
+        {"task": "rev_write", "metric": "tokens", "filter": "letters"},
+    )
+
+
+@pytest.fixture(scope="session")
 def exact_engine(pool: ModelPool) -> TransformersEngine:
     """In float32, where the order of sums does not decide near-ties."""
     return TransformersEngine(pool, TransformersConfig(device="cpu", dtype="float32", batch_size=16))

@@ -174,17 +174,6 @@ RECIPES = {
 }
 
 
-@pytest.fixture
-def fitness(make_fitness: Any) -> FitnessConfig:
-    made: FitnessConfig = make_fitness(
-        {"task": "rev_exact"},
-        {"task": "rev_choice", "metric": "acc_norm"},
-        {"task": "rev_write", "metric": "exact_match", "filter": "letters"},
-        {"task": "rev_write", "metric": "tokens", "filter": "letters"},
-    )
-    return made
-
-
 def test_every_candidate_is_judged_as_with_transformers(
     server: Any, source: PoolConfig, fitness: FitnessConfig
 ) -> None:

@@ -42,17 +42,6 @@ def engine(source: PoolConfig) -> Iterator[Any]:
     found.close()
 
 
-@pytest.fixture(scope="module")
-def fitness(make_fitness: Any) -> FitnessConfig:
-    made: FitnessConfig = make_fitness(
-        {"task": "rev_exact"},
-        {"task": "rev_choice", "metric": "acc_norm"},
-        {"task": "rev_write", "metric": "exact_match", "filter": "letters"},
-        {"task": "rev_write", "metric": "tokens", "filter": "letters"},
-    )
-    return made
-
-
 def merged(operator: str, *weights: float, space: str = "weights") -> Recipe:
     return Recipe(
         operator=operator,
