@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ SMALL = [
 SHORT = "budget.evaluations=45"
 LONG = "budget.evaluations=100005"
 """More than is done before a signal arrives, however slow the one who sends it."""
+
+
+@pytest.fixture(autouse=True)
+def not_under_nohup() -> Iterator[None]:
+    """Runs of these tests hear SIGHUP, also where the tests themselves do not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def start(folder: Path, budget: str) -> subprocess.Popen[str]:
@@ -40,7 +49,7 @@ def test_one_signal_finishes_what_is_in_flight(tmp_path: Path, number: signal.Si
     folder = tmp_path / "run"
     process = start(folder, LONG)
     process.send_signal(number)
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert not err
     assert f"evomerge run {folder}" in out
@@ -55,7 +64,7 @@ def test_two_signals_stop_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     process = start(folder, SHORT)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=300)
     assert process.returncode in (0, 130), err
     assert "Traceback" not in err
     with RunStore.read(folder) as store:
