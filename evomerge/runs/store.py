@@ -6,7 +6,6 @@ per round and at most one final failure, and each is written in one transaction 
 
 from __future__ import annotations
 
-import gc
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,18 +15,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from evomerge.errors import StoreError
-from evomerge.outcome import Job, Outcome, Phase, Responses, Scored, together
-from evomerge.recipe import Sizes
+from evomerge.outcome import Job, Outcome, Scored
 from evomerge.runs import tables
-from evomerge.runs.archive import archive
 from evomerge.runs.lock import RunLock
-from evomerge.runs.records import Attempt, Candidate, Failure, Result, check
+from evomerge.runs.reader import RunReader
+from evomerge.runs.records import Candidate, check
 from evomerge.runs.schema import DATABASE, connect, create_database, snapshot, translated
 
 __all__ = ["RunStore"]
 
 
-class RunStore:
+class RunStore(RunReader):
     """One run. `create` and `open` are for the one driver, `read` is for everybody else.
 
     Example:
@@ -45,10 +43,8 @@ class RunStore:
     """
 
     def __init__(self, folder: Path, db: sqlite3.Connection, lock: RunLock | None) -> None:
-        self.folder = folder
-        self._db = db
+        super().__init__(folder, db)
         self._lock = lock
-        self.manifest: dict[str, Any] = json.loads(tables.get_meta(db, "manifest") or "{}")
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -141,11 +137,6 @@ class RunStore:
     ) -> None:
         self.close()
 
-    def meta(self, key: str) -> str | None:
-        """A free-form note, for example `state`; None if it was never set."""
-        with translated(self.folder):
-            return tables.get_meta(self._db, key)
-
     def set_meta(self, key: str, value: str) -> None:
         """Keeps a free-form note; the manifest cannot be changed."""
         if key == "manifest":
@@ -156,12 +147,6 @@ class RunStore:
     def note(self, key: str, generation: int, value: Mapping[str, Any]) -> None:
         """Keeps plain data for JSON about one generation; those of all others stay as they are."""
         self.set_meta(f"{key} {generation}", json.dumps(value))
-
-    def notes(self, key: str) -> dict[str, Any]:
-        """What `note` kept, by generation, in their order."""
-        with translated(self.folder):
-            found = tables.get_notes(self._db, key)
-        return {generation: json.loads(found[generation]) for generation in sorted(found, key=int)}
 
     def add_candidates(self, candidates: Sequence[Candidate]) -> None:
         """Registers candidates before anything costly starts, all or none. The same ones again change nothing.
@@ -221,19 +206,6 @@ class RunStore:
         with self._transaction() as db:
             tables.clear_failures(db, candidate)
 
-    @property
-    def experiment(self) -> dict[str, Any]:
-        """The resolved experiment as it was run last: the manifest's, with what later starts changed."""
-        recorded = self.meta("experiment")
-        experiment: dict[str, Any] = self.manifest["experiment"] if recorded is None else json.loads(recorded)
-        return experiment
-
-    @property
-    def sizes(self) -> Sizes | None:
-        """How large the models are, as recorded when the run began; None in runs that did not record it."""
-        recorded = self.manifest.get("sizes")
-        return None if recorded is None else Sizes.from_data(recorded)
-
     def copy_result(self, job: Job, source: tuple[int, int]) -> bool:
         """Gives a job the result of an equal one, instead of doing it again.
 
@@ -261,85 +233,6 @@ class RunStore:
         """Keeps what candidates are believed to score, plain data for JSON; a cache that any replay makes again."""
         with self._transaction() as db:
             tables.set_estimates(db, estimates)
-
-    def estimates(self) -> dict[int, dict[str, Any]]:
-        """What `set_estimates` kept last, by candidate."""
-        with translated(self.folder):
-            return tables.get_estimates(self._db)
-
-    def candidates(self) -> list[Candidate]:
-        """Every candidate, by id."""
-        with translated(self.folder), _unhindered():
-            return tables.get_candidates(self._db)
-
-    def digests(self) -> dict[int, str]:
-        """Digest of every candidate's recipe, by id."""
-        with translated(self.folder):
-            return tables.get_digests(self._db)
-
-    def candidate(self, number: int) -> Candidate:
-        """The candidate of an id that is recorded."""
-        with translated(self.folder):
-            return tables.get_candidate(self._db, number)
-
-    def labels(self) -> dict[int, str]:
-        """Labels of the candidates that have one, which are the anchors, by id."""
-        with translated(self.folder):
-            return tables.get_labels(self._db)
-
-    def spans(self, last: int) -> list[tuple[int, float, float]]:
-        """Candidate, start and end (unix seconds) of the attempts behind the latest results."""
-        with translated(self.folder):
-            return tables.get_spans(self._db, last)
-
-    def counts(self) -> dict[str, int]:
-        """How much there is of what, without reading it; see `evomerge.runs.tables.get_counts`."""
-        with translated(self.folder):
-            return tables.get_counts(self._db)
-
-    def results(self, phase: Phase | None = None) -> list[Result]:
-        """Every result, or those of one phase, in order of completion."""
-        with translated(self.folder), _unhindered():
-            return tables.get_results(self._db, phase)
-
-    def results_after(self, seq: int) -> list[Result]:
-        """Every result that came after the one of this number, in order of completion."""
-        with translated(self.folder), _unhindered():
-            return tables.get_results_after(self._db, seq)
-
-    def responses(self, phase: Phase) -> dict[int, tuple[Responses, ...]]:
-        """What every candidate answered in one phase, all its rounds together, in order of first completion.
-
-        Candidates that were given up are left out.
-        """
-        failed = {failure.candidate for failure in self.failures() if failure.phase == phase}
-        rounds: dict[int, list[tuple[Responses, ...]]] = {}
-        for result in self.results(phase):
-            if result.candidate not in failed:
-                rounds.setdefault(result.candidate, []).append(result.responses)
-        return {candidate: together(each) for candidate, each in rounds.items()}
-
-    def failures(self) -> list[Failure]:
-        """Every (candidate, phase) that was given up."""
-        with translated(self.folder):
-            return tables.get_failures(self._db)
-
-    def order(self, phase: Phase) -> list[int]:
-        """Candidates in the order in which they were settled: their first round scored, or given up.
-
-        One that was given up in a later round comes twice.
-        """
-        with translated(self.folder):
-            return tables.get_order(self._db, phase)
-
-    def attempts(self) -> list[Attempt]:
-        """Every attempt, by candidate, phase and number."""
-        with translated(self.folder), _unhindered():
-            return tables.get_attempts(self._db)
-
-    def archive(self) -> bytes:
-        """What a deterministic run determines, as canonical bytes; see `evomerge.runs.archive`."""
-        return archive(self.candidates(), self.results(), self.failures())
 
     def _place(self, job: Job) -> str:
         return f"{self.folder}: candidate {job.candidate}, {job.phase}, attempt {job.attempt}"
@@ -369,18 +262,6 @@ class RunStore:
                 if self._db.in_transaction:  # a full disk may have rolled back already
                     self._db.execute("ROLLBACK")
                 raise
-
-
-@contextmanager
-def _unhindered() -> Iterator[None]:
-    """Many objects are made and none is garbage: collections among them would take longer than making them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _must_exist(folder: Path) -> None:
