@@ -23,7 +23,7 @@ import torch
 
 from evomerge.merging.fused import fused
 from evomerge.merging.operands import Form, Operands
-from evomerge.merging.plan import Linear
+from evomerge.merging.plan import Delta, Linear
 
 __all__ = ["BLOCK", "COMPILER", "LEAST", "PAYS_FROM", "Compiler", "missing"]
 
@@ -33,13 +33,17 @@ BLOCK = 1 << 20
 LEAST = 1 << 13
 """Elements of a tensor below which nothing is gained; of very short runs, compilers would also make other code."""
 
-PAYS_FROM = 1 << 30
-"""Elements that a process computes in one form before that form is compiled.
+PAYS_FROM = 1 << 31
+"""Elements that a process computes in one form before that form is compiled; of sums, `_SUMS_PAY_LATER` times as many.
 
 Compiling takes 10 to 20 CPU seconds for the first form and 1 to 2 for each further one (2 in all where an earlier
-process did it); it saves 0.1 (linear) to 0.6 (votes) seconds per 2^27 elements. So small models and single exports are
-never compiled for, and a search of 135M weights is from its ninth candidate on.
+process did it); it saves 0.1 (sums) to 0.4 and more (votes) seconds per 2^27 elements. So it begins when not having
+compiled has cost about as much as compiling does: not for small models and single exports of up to 2 (sums: 8) billion
+weights, and in a search of 135M weights from the 16th (sums: 64th) candidate on.
 """
+
+_SUMS_PAY_LATER = 4
+"""How much less compiling saves of plain weighted sums, `Linear` and `Delta` without masks, than of votes."""
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -92,7 +96,7 @@ class Compiler:
     """Kernels of one process, compiled when they pay.
 
     Attributes:
-        pays_from: elements of one form after which it is compiled.
+        pays_from: elements of one form after which it is compiled; of sums, `_SUMS_PAY_LATER` times as many.
         compile: makes one pass of an expression.
         broken: why compiling was given up; empty while it was not.
     """
@@ -135,7 +139,7 @@ class Compiler:
         if form in self._calls:
             return True
         self._seen[form] += operands.count
-        if self._seen[form] < self.pays_from:
+        if self._seen[form] < self.pays_from * (_SUMS_PAY_LATER if _is_plain_sum(form) else 1):
             return False
         if form.device == "cpu" and (fault := missing()):
             self.broken = fault
@@ -202,6 +206,10 @@ class Compiler:
             found = call(*arguments)
         self._calls[form] = call
         return found
+
+
+def _is_plain_sum(form: Form) -> bool:
+    return form.kernel in (Linear, Delta) and form.rule is None
 
 
 def _blocks(count: int) -> list[tuple[int, int]]:

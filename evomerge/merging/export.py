@@ -1,19 +1,21 @@
 """Write merged weights as a Hugging Face folder that transformers loads as is.
 
-Weights stream straight into files whose headers are known beforehand, so that memory holds one tensor at a time. All is
-written in a hidden folder beside the target and renamed at the very end: whatever bears the target's name is complete.
-Knows nothing of how the weights came about.
+Weights stream straight into files whose headers are known beforehand: one tensor is written while the next is merged,
+and memory holds no third. All is written in a hidden folder beside the target and renamed at the very end: whatever
+bears the target's name is complete. Knows nothing of how the weights came about.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from evomerge.errors import MergeError
 from evomerge.merging.atomic import complete_or_absent
@@ -130,7 +132,8 @@ def _write_weights(folder: Path, slots: Sequence[Slot], tensors: Iterable[tuple[
     for slot in slots:
         files.setdefault(slot.file, []).append(slot)
     pending = {slot.name: slot for slot in slots}
-    with ExitStack() as stack:
+    behind: Future[None] | None = None
+    with ExitStack() as stack, ThreadPoolExecutor(1) as writer:
         streams = {name: stack.enter_context((folder / name).open("wb")) for name in files}
         origins = {name: streams[name].write(header_of(held)) for name, held in files.items()}
         for name, tensor in tensors:
@@ -139,10 +142,23 @@ def _write_weights(folder: Path, slots: Sequence[Slot], tensors: Iterable[tuple[
             slot = pending.pop(name)
             if slot.shape != tuple(tensor.shape):
                 raise MergeError(f"tensor {name}: expected shape {[*slot.shape]}; got {[*tensor.shape]}")
-            streams[slot.file].seek(origins[slot.file] + slot.start)
-            streams[slot.file].write(_bytes(tensor, slot.dtype))
+            if behind is not None:
+                behind.result()
+            behind = writer.submit(_put, streams[slot.file], origins[slot.file] + slot.start, tensor, slot.dtype)
+        if behind is not None:
+            behind.result()
     if pending:
         raise MergeError(f"expected every tensor of the pool; {len(pending)} never came: {sorted(pending)[:5]}")
+
+
+def _put(stream: BinaryIO, start: int, tensor: torch.Tensor, dtype: str) -> None:
+    """Write a tensor at its place, and let the disk begin with it."""
+    content = _bytes(tensor, dtype)
+    stream.seek(start)
+    stream.write(content)
+    stream.flush()
+    if hasattr(os, "posix_fadvise"):  # not on macOS; or else all of the model waits for the last flush
+        os.posix_fadvise(stream.fileno(), start, len(content), os.POSIX_FADV_DONTNEED)
 
 
 def _bytes(tensor: torch.Tensor, dtype: str) -> memoryview:

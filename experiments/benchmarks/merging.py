@@ -278,11 +278,24 @@ def anonymous_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def export(place: Path) -> tuple[float, int]:
-    """Wall seconds and peak private bytes of writing one merge; to be called in a process of its own."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """What one merge to a folder takes.
+
+    Attributes:
+        opening: wall seconds of the first opening of its models.
+        writing: wall seconds of merging and writing.
+        peak: most private bytes.
+    """
+
+    opening: float
+    writing: float
+    peak: int
+
+
+def export(place: Path) -> Export:
+    """Write one merge; to be called in a process of its own."""
     torch.set_num_threads(1)
-    pool = ModelPool.open(place / "base", {name: place / name for name in EXPERTS[:2]})
-    recipe = recipe_of(Case(operator="task_arithmetic", target=None, sources=2), 0, pool.layers)
     peaks, done = [anonymous_bytes()], threading.Event()
 
     def watch() -> None:
@@ -292,11 +305,14 @@ def export(place: Path) -> tuple[float, int]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
+    pool = ModelPool.open(place / "base", {name: place / name for name in EXPERTS[:2]})
+    opened = time.perf_counter()
+    recipe = recipe_of(Case(operator="task_arithmetic", target=None, sources=2), 0, pool.layers)
     write_merge(recipe, pool, place / "merged")
-    seconds = time.perf_counter() - began
+    written = time.perf_counter()
     done.set()
     watcher.join()
-    return seconds, max(peaks)
+    return Export(opening=opened - began, writing=written - opened, peak=max(peaks))
 
 
 def plain_transfer(place: Path) -> float:
@@ -322,14 +338,17 @@ def export_rows(place: Path) -> list[Row]:
         write_expert(place / name, place / "base", number)
     size = sum(file.stat().st_size for file in (place / "base").iterdir())
     plain = plain_transfer(place)
+    (place / "plain").unlink()  # neither has more free memory than the other
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        seconds, peak = process.submit(export, place).result()
-    name = f"export of {size / 1e9:.1f} GB, base and two experts"
-    text = f"{seconds:.1f} s, {seconds / plain:.2f} x plain reading and writing ({plain:.1f} s)"
-    met = None if QUICK else seconds <= 1.5 * plain
+        found = process.submit(export, place).result()
+    name, all_of_it = f"export of {size / 1e9:.1f} GB, base and two experts", found.opening + found.writing
+    text = f"{found.writing:.1f} s, {found.writing / plain:.2f} x plain reading and writing ({plain:.1f} s)"
+    first = f"{all_of_it:.1f} s, {all_of_it / plain:.2f} x plain"
+    met = None if QUICK else found.writing <= 1.5 * plain
     return [
         Row(name=f"{name}: wall", target="<= 1.5 x plain", measured=text, met=met),
-        Row(name=f"{name}: memory", target="< 1 GB", measured=f"{peak / 1e9:.2f} GB private", met=peak < 1e9),
+        Row(name="the same and the models' first opening", target="-", measured=first, met=None),
+        Row(name=f"{name}: memory", target="< 1 GB", measured=f"{found.peak / 1e9:.2f} GB", met=found.peak < 1e9),
     ]
 
 

@@ -212,10 +212,10 @@ def test_a_form_is_compiled_once_a_process_has_made_enough_of_it(memory_pool: Ma
     compiler = Compiler(pays_from=2.5 * ENOUGH, compile=noting(made))
     pool = memory_pool(family(2, (ENOUGH,), ["bfloat16"] * 3))
     counts = []
-    for kernel in (TRULY["linear"], TRULY["linear"], TRULY["mask"], TRULY["linear"], TRULY["linear"]):
-        merged(kernel, pool, "bfloat16", compiler)
+    for kernel in ("vote", "vote", "mask", "vote", "vote", *["linear"] * 10):
+        merged(TRULY[kernel], pool, "bfloat16", compiler)
         counts.append(len(made))
-    assert counts == [0, 0, 0, 1, 1]
+    assert counts == [0, 0, 0, 1, 1, *[1] * 9, 2]  # sums gain less, so they wait four times as long
 
 
 def test_what_cannot_be_compiled_is_merged_all_the_same(
