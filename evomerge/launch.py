@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from evomerge.config import ExecutorConfig, Experiment, OpenaiConfig, PathSpaceConfig, RayConfig, plugin_digests
 from evomerge.engines.calibration import calibrate
@@ -81,6 +83,8 @@ def launch(
                         calibrate(pool, spec.statistics, spec.engine)
                 for built in prepare(pool, spec.transforms):
                     note(str(built))
+            if experiment.algorithm.library is not None:  # else all workers would wait for it
+                Thread(target=import_module, args=(experiment.algorithm.library,), daemon=True).start()
             info = executor.start()
             for task, ids in info.duplicates.items():
                 note(f"task {task!r}: {len(ids)} of {info.sizes[task]} items ask what an earlier one asks; left out")

@@ -50,6 +50,8 @@ class AlgorithmConfig(Registered):
     """Whether it can do without generations; what is built is an `evomerge.population.SteadyAlgorithm` then."""
     share: ClassVar[int] = 0
     """How many genomes of a generation it needs for each objective, and once more; 0 if it does not matter."""
+    library: ClassVar[str | None] = None
+    """Module that its first generation imports, if that takes long; runs begin with it while workers start."""
 
     in_flight: Annotated[int, Field(ge=1)] | None = None
     """Only for `random`, `grid`, `m2n2` and `graft`: no generations; so many candidates are in work at any time, and
@@ -111,6 +113,7 @@ class CmaConfig(AlgorithmConfig):
     """CMA-ES on the weighted mean of the objectives."""
 
     contest = "mean"
+    library = "cmaes"
     kind: Literal["cma"]
     population: Population = 24
     sigma: Sigma = 0.2
@@ -126,6 +129,7 @@ class SepCmaConfig(AlgorithmConfig):
     """CMA-ES with a diagonal covariance on the weighted mean of the objectives, for more than about 100 genes."""
 
     contest = "mean"
+    library = "cmaes"
     kind: Literal["sep_cma"]
     population: Population = 32
     sigma: Sigma = 0.2
@@ -139,6 +143,7 @@ class CatCmaConfig(AlgorithmConfig):
     """CMA-ES whose choices are categories without an order, on the weighted mean of the objectives."""
 
     contest = "mean"
+    library = "cmaes"
     kind: Literal["cat_cma"]
     population: Population = 24
     sigma: Sigma = 0.2
@@ -177,6 +182,7 @@ class IslandsConfig(AlgorithmConfig):
 
     objectives = (2, 1000)
     share = 4
+    library = "cmaes"
     kind: Literal["islands"]
     population: Population = 60
     """Candidates per generation, shared by the islands."""

@@ -170,13 +170,17 @@ class Assessment:
             questions = {**(beside if number == 0 else {}), **self._reader.ask(racing, generation, totals)}
             if questions:
                 self._reader.learn((yield questions))
+            if self._race is None:
+                break  # and workers wait, so nothing is estimated that nobody reads
             found = self._reader.told([*candidates], generation)
-            open_ = self._open(found, [i for i in racing if i in found], generation, number)
+            open_ = self._open(self._race, found, [i for i in racing if i in found], generation, number)
             racing = {i: candidates[i] for i in open_}
             if not racing:
                 break
-        if rest := self._reader.rest(self._promoted(found, generation)):
-            self._reader.learn((yield rest))
+        if self._promote:
+            found = self._reader.told([*candidates], generation)
+            if rest := self._reader.rest(self._promoted(found, generation)):
+                self._reader.learn((yield rest))
         found = self._reader.told([*known, *candidates], generation)
         self._rivals |= found
         return found
@@ -242,21 +246,23 @@ class Assessment:
             costs = {task: self._tokens[task] / self._asked[task] for task in tasks}
         return portions(costs, self._search, self._race.rounds if self._race else 1)
 
-    def _open(self, found: Mapping[int, Told], racing: Sequence[int], generation: int, number: int) -> list[int]:
+    def _open(
+        self, race: RaceConfig, found: Mapping[int, Told], racing: Sequence[int], generation: int, number: int
+    ) -> list[int]:
         """Those still racing that more items may decide."""
-        if self._race is None or not racing:
+        if not racing:
             return []
         ids, means, sds = _matrices(found)
-        if self._race.kind == "halving":
+        if race.kind == "halving":
             rows = [ids.index(i) for i in racing]
             return [i for i, stays in zip(racing, halved(means[rows] @ self._share), strict=True) if stays]
         chance = self._chances(found, generation, number)
-        open_ = undecided(chance, sds, sure=self._race.sure, target_sd=self._race.target_sd)
+        open_ = undecided(chance, sds, sure=race.sure, target_sd=race.target_sd)
         return [i for i, stays in zip(ids, open_, strict=True) if stays and i in racing]
 
     def _promoted(self, found: Mapping[int, Told], generation: int) -> list[int]:
         """The candidates that most probably matter; of equals the higher upper bound."""
-        if not self._promote or not found:
+        if not found:
             return []
         ids, means, sds = _matrices(found)
         chance = self._chances(found, generation, -1)

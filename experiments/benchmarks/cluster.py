@@ -1,6 +1,6 @@
 """A cluster's figures: a run in chaos, many workers, large stores, a second worker. `make bench NAME=cluster`.
 
-The full run takes about half an hour, most of it the chaos run and the quickstart's four runs; `QUICK=1` under a
+The full run takes about half an hour, most of it the chaos run and the quickstart's ten runs; `QUICK=1` under a
 minute, without the quickstart. Throughputs are ratios within one run, so a busy machine does not matter much, save for
 the second worker: it is measured first, and its rows tell the load that was there before.
 """
@@ -31,7 +31,7 @@ from evomerge.workers.ray_executor import RayExecutor
 SPEED_UP = 1.7
 LOAD = f"at a load of {os.getloadavg()[0]:.1f} beforehand"
 """What other programs do to the machine. Where they leave it less than two cores, a target is missed for their sake."""
-REPEATS = 2
+REPEATS = 5
 EVALUATIONS, POPULATION, JOB_SECONDS = 244, 20, 0.085
 """The quickstart's (with one anchor less), and the median of its jobs on the machine where it was tried."""
 _TABLE = re.compile(r"  (?P<name>.+?) +target (?P<target>.+?) +measured (?P<measured>.+?)  +(?P<mark>met|MISSED|-)")
@@ -61,7 +61,7 @@ def _quickstart(workers: int, folder: Path) -> Timed:
 
 
 def speed_up_rows() -> Iterator[Row]:
-    """The quickstart with one worker and with two, taking turns; the quicker of each.
+    """The quickstart with one worker and with two, taking turns; the quickest of each.
 
     Where other programs use the cores, two workers do not get two of them, whatever the executor does; how much of
     their time workers spend working does not depend on it.
