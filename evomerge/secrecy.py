@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import TextIO
+from urllib.parse import quote
 
 __all__ = ["Redacting", "names_a_secret", "redacted"]
 
-_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_NAMES = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|(API|ACCESS|PRIVATE)_?KEY|CREDENTIAL", re.IGNORECASE)
+_HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(oauth_|jwt_)?[A-Za-z0-9]{16,}(?:[\w.-]*\w)?")
 _SHORTEST = 8  # anything shorter, such as `true`, is a setting and no secret
 
 
@@ -24,10 +26,18 @@ def names_a_secret(name: str) -> bool:
 
 def redacted(text: str) -> str:
     """A text without secrets: each is replaced by the name of its variable, in brackets."""
-    for name, value in sorted(os.environ.items(), key=lambda pair: -len(pair[1])):
-        if len(value) >= _SHORTEST and value in text and names_a_secret(name):
-            text = text.replace(value, f"[{name}]")
+    for written, name in sorted(_secrets(), key=lambda pair: -len(pair[0])):
+        text = text.replace(written, f"[{name}]")
     return _HUB_TOKEN.sub("[hub token]", text)
+
+
+def _secrets() -> Iterator[tuple[str, str]]:
+    """Every secret of the environment, as texts may show it, and the name of its variable."""
+    for name, value in os.environ.items():
+        secret = value.strip()  # files that keys are read from end with a newline
+        if len(secret) >= _SHORTEST and names_a_secret(name):
+            for written in {secret, repr(secret)[1:-1], quote(secret, safe="")}:
+                yield written, name
 
 
 class Redacting:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from evomerge.secrecy import Redacting, redacted
+from evomerge.workers.base import one_line
 
 TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8sT"
 KEY = "s3cr3t-value-of-a-key"
@@ -30,6 +32,16 @@ def test_values_of_secret_variables_are_named_instead() -> None:
 def test_what_looks_like_a_hub_token_goes_whatever_it_is_called() -> None:
     assert redacted(f"Bearer {TOKEN}.") == "Bearer [hub token]."
     assert redacted("hf_transfer is installed") == "hf_transfer is installed"
+    assert redacted("at hf_oauth_" + "eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.x-1. Next") == "at [hub token]. Next"
+    assert redacted(f"a_{TOKEN}") == "a_[hub token]"
+
+
+def test_secrets_are_known_in_other_clothes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FILE_API_KEY", "key+from/a=file\n")
+    monkeypatch.setenv("TWO_LINE_SECRET", "the first line\nand the second")
+    told = redacted("Bearer key+from/a=file, ?key=key%2Bfrom%2Fa%3Dfile, 'the first line\\nand the second'")
+    assert told == "Bearer [FILE_API_KEY], ?key=[FILE_API_KEY], '[TWO_LINE_SECRET]'"
+    assert one_line(ValueError(f"got {os.environ['TWO_LINE_SECRET']}")) == "ValueError: got [TWO_LINE_SECRET]"
 
 
 def test_a_secret_inside_another_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

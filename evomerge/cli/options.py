@@ -90,7 +90,9 @@ def named_paths(texts: list[str], option: str = "--expert", what: str = "FOLDER"
     Raises:
         typer.BadParameter: something else, or a name twice.
     """
-    folders = {name: Path(folder) for name, equals, folder in (text.partition("=") for text in texts) if equals}
+    folders = {
+        name: Path(folder) for name, equals, folder in (text.partition("=") for text in texts) if name and equals
+    }
     if len(folders) < len(texts):
         raise typer.BadParameter(f"expected NAME={what}, each name once", param_hint=option)
     return folders

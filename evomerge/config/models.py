@@ -171,6 +171,20 @@ class RayConfig(Strict):
         """Workers at least."""
         return 1 if isinstance(self.workers, int) else self.workers.min
 
+    @field_validator("address")
+    @classmethod
+    def _is_a_cluster(cls, address: str | None) -> str | None:
+        if address in ("", "local"):  # Ray would start one that others can reach
+            raise ValueError(f"expected auto or HOST:PORT; got {address!r}; leave it out for this machine alone")
+        return address
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _can_be_counted(cls, amount: float) -> float:
+        if amount != round(amount, 4):
+            raise ValueError(f"expected at most four digits after the point, as Ray counts; got {amount:g}")
+        return amount
+
     @field_validator("gpus")
     @classmethod
     def _whole_or_shared(cls, gpus: float) -> float:

@@ -58,18 +58,18 @@ class Client:
         config: its address, the key's variable, patience.
 
     Raises:
-        RunError: the variable that should hold the key is not set.
+        RunError: the variable that should hold the key is not set, or holds none.
     """
 
     def __init__(self, config: OpenaiConfig) -> None:
         self.url, self._timeout = config.url, config.timeout_seconds
         self._headers = {"Content-Type": "application/json"}
         if config.api_key is not None:
-            key = os.environ.get(config.api_key, "")
-            if not key:
+            key = os.environ.get(config.api_key, "").strip()  # files that keys are read from end with a newline
+            if not (key and key.isascii() and key.isprintable()):
                 raise RunError(
                     f"engine.api_key: expected the server's key in the environment variable {config.api_key}; it is "
-                    "not set; export it where workers start"
+                    f"{'no line of ASCII text' if key else 'not set'}; export it where workers start"
                 )
             self._headers["Authorization"] = f"Bearer {key}"
 
@@ -84,6 +84,8 @@ class Client:
             RunError: it is out of reach, too slow, or wants another key.
         """
         reply = self._patiently(path, body)
+        if reply.status >= 500:  # the question is at fault only where the server itself is well
+            self._patiently("/health", None)
         if reply.status in (401, 403):
             raise RunError(
                 f"{self.url}: expected to be let in; got {reply.fault}; name the environment variable that holds the "
@@ -122,13 +124,31 @@ class Client:
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=self._timeout)
+        until = time.monotonic() + self._timeout
         try:
             content = None if body is None else json.dumps(body)
             connection.request("GET" if body is None else "POST", parts.path + path, content, self._headers)
             response = connection.getresponse()
-            return Reply(response.status, _decoded(response.read().decode("utf-8", "replace")))
+            return Reply(response.status, _decoded(_read(response, until).decode("utf-8", "replace")))
         finally:
             connection.close()
+
+
+def _read(response: http.client.HTTPResponse, until: float) -> bytes:
+    """All of an answer, also from a server that gives it in drips.
+
+    Raises:
+        TimeoutError: it is not there by `until`, in monotonic seconds.
+        http.client.IncompleteRead: the server hung up before its end.
+    """
+    parts = []
+    while part := response.read1(1 << 16):
+        parts.append(part)
+        if time.monotonic() > until:
+            raise TimeoutError
+    if response.length:
+        raise http.client.IncompleteRead(b"".join(parts), response.length)
+    return b"".join(parts)
 
 
 def _decoded(text: str) -> Any:

@@ -15,12 +15,13 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, final
 
 import torch
 
+from evomerge.merging.expressions import EXTRA
 from evomerge.merging.fused import fused
 from evomerge.merging.operands import Form, Operands
 from evomerge.merging.plan import Delta, Linear
@@ -106,6 +107,7 @@ class Compiler:
     broken: str = ""
     _seen: Counter[Form] = field(default_factory=Counter)
     _calls: dict[Form, Call] = field(default_factory=dict)
+    _majorities: dict[str, float] = field(default_factory=dict)
     _spares: _Spares = field(default_factory=_Spares)
 
     def run(self, operands: Operands | None, out: torch.Tensor) -> bool:
@@ -156,16 +158,21 @@ class Compiler:
         return True
 
     def _elect(self, operands: Operands, out: torch.Tensor) -> None:
-        """All blocks of a vote under either majority, until it is known which it is."""
+        """All blocks of a vote, under the majority that the tensor's last vote had; again if it has changed."""
         blocks, device = _blocks(operands.count), operands.values[0].device
-        minus = self._spare("minus", len(out), operands.form.dtype, device)
-        signs = self._spare("signs", blocks[0][1], torch.bfloat16, device)
-        elected = torch.zeros((), dtype=torch.float64, device=device)
+        elected = self._spare("elected", blocks[0][1], torch.bfloat16, device)
+        guess = self._majorities.get(operands.tensor, 1.0)
+        numbers, sums = operands.numbers.clone(), []
+        numbers[-1, EXTRA] = guess
         for start, count in blocks:
-            self._block(operands, start, count, out, minus[start : start + count], signs[:count])
-            elected += signs[:count].sum(dtype=torch.float32)  # exact: of no more elements than fp32 counts
-        if float(elected) < 0:
-            out.copy_(minus)
+            self._block(replace(operands, numbers=numbers), start, count, out, elected[:count])
+            sums.append(elected[:count].sum(dtype=torch.float32))  # exact: of no more elements than fp32 counts
+        majority = 1.0 if float(torch.stack(sums).double().sum()) >= 0 else -1.0
+        if majority != guess:
+            self._majorities[operands.tensor] = majority
+            numbers[-1, EXTRA] = majority
+            for start, count in blocks:
+                self._block(replace(operands, numbers=numbers), start, count, out, elected[:count])
 
     def _block(self, operands: Operands, start: int, count: int, out: torch.Tensor, *others: torch.Tensor) -> None:
         """Compute a run of elements, and what else the kernel gives of it."""
@@ -177,15 +184,12 @@ class Compiler:
             part.copy_(result)
 
     def _spare(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Memory to compute in, kept unless it is long: the first touch of new pages costs more than a pass."""
+        """Memory for a call to compute in: the first touch of new pages costs more than a pass."""
         key, kept = (name, dtype, device), self._spares.kept
-        if key in kept and len(kept[key]) >= count:
-            return kept[key][:count]
-        with torch.inference_mode(mode=False):  # all of one kind: kernels are compiled for it
-            found = torch.empty(count, dtype=dtype, device=device)
-        if count <= BLOCK:
-            kept[key] = found
-        return found
+        if key not in kept or len(kept[key]) < count:
+            with torch.inference_mode(mode=False):  # all of one kind: kernels are compiled for it
+                kept[key] = torch.empty(count, dtype=dtype, device=device)
+        return kept[key][:count]
 
     def _totals(self, operands: Operands) -> list[float]:
         sums = [self._call(operands, *block) for block in _blocks(operands.count)]

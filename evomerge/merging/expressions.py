@@ -37,9 +37,9 @@ __all__ = [
     "pruned",
     "rounded",
     "table_levels",
+    "tallied_vote",
     "trimmed",
     "vote",
-    "votes",
     "winner",
 ]
 
@@ -79,13 +79,12 @@ def vote(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> torch.Tens
     return _shifted(base, _agreed([ballot * signs for ballot in ballots], numbers) * signs, numbers)
 
 
-def votes(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A `Vote` that elects + where ballots cancel, one that elects - there, and the sign of the sum of the ballots."""
+def tallied_vote(base: torch.Tensor, ballots: Rows, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A `Vote` that elects `EXTRA`, 1 or -1, where ballots cancel; and the sign of the sum of the ballots."""
     total = _fold(ballots)
-    plus, minus = _agreed(ballots, numbers), -_agreed([-ballot for ballot in ballots], numbers)
-    merged = (torch.where(total >= 0, plus, minus), torch.where(total > 0, plus, minus))
-    signs = torch.where(total > 0, 1.0, torch.where(total < 0, -1.0, 0.0))
-    return *(_shifted(base, change, numbers) for change in merged), signs
+    signs = torch.where(total > 0, 1.0, torch.where(total < 0, -1.0, numbers[-1, EXTRA]))
+    merged = _shifted(base, _agreed([ballot * signs for ballot in ballots], numbers) * signs, numbers)
+    return merged, torch.where(total == 0, 0.0, signs)
 
 
 def _agreed(ballots: Rows, numbers: torch.Tensor) -> torch.Tensor:

@@ -62,8 +62,8 @@ def _competing(form: Form) -> Call:
         for k, theta in enumerate(values[1:]):
             x = keep(theta.float() - base, numbers[k, RULE:], ties[k], index, needs[k])
             ballots.append(numbers[k, WEIGHT] * x)
-        merged = expressions.votes(base, ballots, numbers) if form.tallied else [merge(base, ballots, numbers)]
-        for out, values_of in zip(outs, merged, strict=True):
+        found = expressions.tallied_vote(base, ballots, numbers) if form.tallied else [merge(base, ballots, numbers)]
+        for out, values_of in zip(outs, found, strict=True):
             out.copy_(expressions.rounded(values_of, out.dtype))
 
     return compete

@@ -20,12 +20,15 @@ from evomerge.merging.layout import (
     is_buffer,
     is_output_projection,
     is_token_embedding,
+    is_tower,
+    layout_of,
     towers_of,
 )
 from evomerge.merging.settings import contradictions
 from evomerge.merging.tokenizer import shorten, tokenizer_faults, translation_faults
 
 __all__ = [
+    "FLOATS",
     "Terms",
     "carried_by",
     "faults_between",
@@ -36,7 +39,8 @@ __all__ = [
     "weights_of",
 ]
 
-_FLOATS = ("bfloat16", "float16", "float32")
+FLOATS = ("bfloat16", "float16", "float32")
+"""What weights may be stored in, by torch's name."""
 
 _ROWS_REMEDY = "; say with pool.tokenizer (or --tokenizer) whose vocabulary the merged model takes"
 
@@ -76,7 +80,9 @@ def ties_head(models: Mapping[str, Model]) -> bool:
     The base's configuration says so; where it is silent, the head is tied if no model stores one of its own.
     """
     declared = _declared_tying(next(iter(models.values())).config)
-    return all(map(_head_is_embedding, models.values())) if declared is None else declared
+    if declared is not None:
+        return declared
+    return all(_head_is_embedding(model) and not _has_unnamed_head(model) for model in models.values())
 
 
 def _declared_tying(config: Mapping[str, Any]) -> bool | None:
@@ -123,22 +129,23 @@ def faults_within(name: str, model: Model, terms: Terms) -> list[str]:
     if model.config.get("quantization_config"):
         method = shorten(model.config["quantization_config"])
         return [f"{name}: config.json: expected plain weights; got quantization_config {method}; use the full model"]
-    quantised = any(tensor.dtype not in (*_FLOATS, "float64") for tensor in model.tensors.values())
+    quantised = any(tensor.dtype not in (*FLOATS, "float64") for tensor in model.tensors.values())
     remedy = "quantised models cannot be merged: use the full model" if quantised else "save it in one of these"
     faults = _limited(
-        f"{name}: tensor {tensor.name}: expected a dtype of {', '.join(_FLOATS)}; got {tensor.dtype}; {remedy}"
+        f"{name}: tensor {tensor.name}: expected a dtype of {', '.join(FLOATS)}; got {tensor.dtype}; {remedy}"
         for tensor in weights_of(model, terms).values()
-        if tensor.dtype not in _FLOATS
+        if tensor.dtype not in FLOATS
     )
     if terms.chosen is not None and model is not terms.chosen:
         faults += [f"{name}: {fault}" for fault in _readable(translation_faults, terms.chosen, model)]
+    faults += [f"{name}: {fault}" for fault in _row_faults(model, terms)]
     head = next(filter(is_output_projection, model.tensors), None)
     if terms.tied and not _head_is_embedding(model):
         faults.append(
             f"{name}: tensor {head}: expected the values of the token embedding, because config.json ties the two "
             "(tie_word_embeddings); got others; remove the tensor, or set tie_word_embeddings to false in every model"
         )
-    if not terms.tied and head is None and _has_head(model):
+    if not terms.tied and head is None and _has_head(model) and not _has_unnamed_head(model):
         faults.append(
             f"{name}: tensor lm_head.weight: expected one, because config.json does not tie it to the embedding "
             "(tie_word_embeddings); got none; use the causal language model, not its body alone"
@@ -161,6 +168,20 @@ def faults_between(base: Model, name: str, model: Model, terms: Terms) -> list[s
     if terms.chosen is None:
         faults += _readable(tokenizer_faults, base, model)
     return [f"{name}: {fault}" for fault in faults]
+
+
+def _row_faults(model: Model, terms: Terms) -> list[str]:
+    """Where a model's own tensors do not have one vocabulary, whose rows could be matched with another's."""
+    rows = {name: [*info.shape[:1]] for name, info in weights_of(model, terms).items() if has_vocabulary_rows(name)}
+    embedding = next(filter(is_token_embedding, rows), None)
+    if terms.chosen is None or embedding is None:
+        return []
+    return [
+        f"tensor {name}: expected {rows[embedding]} rows, as {embedding} has; got {count}; a model whose tensors have "
+        "two vocabularies cannot be brought to another's: cut or pad one of them"
+        for name, count in rows.items()
+        if count != rows[embedding]
+    ]
 
 
 def _readable(compare: Callable[[Path, Path], list[str]], one: Model, other: Model) -> list[str]:
@@ -207,8 +228,22 @@ def _carried_faults(base: Model, model: Model, terms: Terms) -> list[str]:
 def _head_is_embedding(model: Model) -> bool:
     """Whether the model stores no output head, or one with the very bytes of its token embedding."""
     heads = [tensor for name, tensor in model.tensors.items() if is_output_projection(name)]
-    embeddings = [tensor for name, tensor in model.tensors.items() if is_token_embedding(name)]
-    return all(same_bytes(head, embedding) for head in heads for embedding in embeddings)
+    others = {name: tensor for name, tensor in model.tensors.items() if not is_output_projection(name)}
+    # Where no embedding has a name that is known, any tensor may be it.
+    embeddings = [tensor for name, tensor in others.items() if is_token_embedding(name)] or [*others.values()]
+    return all(any(same_bytes(head, embedding) for embedding in embeddings) for head in heads)
+
+
+def _has_unnamed_head(model: Model) -> bool:
+    """Whether a matrix behind the layers has the shape of the token embedding: a head whose name is not known."""
+    roles = {
+        name: key.role for name, key in layout_of(model.tensors).items() if key.layer is None and not is_tower(name)
+    }
+    shapes = {name: model.tensors[name].shape for name in roles if len(model.tensors[name].shape) == 2}
+    embeddings = {*filter(is_token_embedding, shapes)} or {*shapes}
+    heads = {name for name in shapes if roles[name] == "head"}
+    known = any(map(is_output_projection, model.tensors))
+    return not known and any(shapes[head] == shapes[other] for head in heads for other in embeddings - {head})
 
 
 def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:

@@ -53,7 +53,9 @@ _INSIDE: tuple[tuple[Role, frozenset[str]], ...] = (
 )
 """Modules inside a layer by role, the first that matches; whatever else a layer holds is `norm`."""
 
-_TOKEN_EMBEDDING = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared"})
+_TOKEN_EMBEDDING = frozenset(
+    {"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared", "embeddings"}
+)
 _EMBED = _TOKEN_EMBEDDING | {
     "wpe",
     "embed_positions",
@@ -61,9 +63,8 @@ _EMBED = _TOKEN_EMBEDDING | {
     "rotary_emb",
     "embed_layer_norm",
     "word_embeddings_layernorm",
-    "embeddings",
 }
-_OUTPUT_PROJECTION = frozenset({"lm_head", "embed_out", "decoder"})
+_OUTPUT_PROJECTION = frozenset({"lm_head", "embed_out", "decoder", "output_layer", "output_projection"})
 
 _RESIDUAL = frozenset({"o_proj", "out_proj", "c_proj", "wo", "down_proj", "fc2", "w2", "dense_4h_to_h"})
 _RESIDUAL_IN_ATTENTION = frozenset({"dense"})  # Phi and NeoX; elsewhere it may be any linear map
@@ -83,7 +84,7 @@ _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _INPUTS_FIRST_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text", "aria", "aria_text"})
 """Model types that store the maps of all experts of a layer in one tensor as `[experts, in, out]`."""
 
-_BUFFERS = frozenset({"masked_bias", "position_ids", "inv_freq"})
+_BUFFERS = frozenset({"masked_bias", "position_ids", "inv_freq", "relative_position_index", "causal_mask"})
 """Stored by some versions of transformers, recomputed by all: constants, not weights."""
 
 
@@ -192,7 +193,7 @@ def is_token_embedding(name: str) -> bool:
 
 def is_output_projection(name: str) -> bool:
     """Whether this is the matrix from hidden states to logits, which a model may tie to its token embedding."""
-    return name.endswith(".weight") and name.split(".")[-2] in _OUTPUT_PROJECTION
+    return name == "output.weight" or (name.endswith(".weight") and name.split(".")[-2] in _OUTPUT_PROJECTION)
 
 
 def has_vocabulary_rows(name: str) -> bool:
@@ -243,7 +244,8 @@ def stores_inputs_first(name: str, axes: int, model_type: str) -> bool:
 def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     """Whether this is a constant that some checkpoints store beside their weights.
 
-    Position ids, inverse rotary frequencies, and the causal mask that GPT-2 and NeoX keep as a four-axis `attn.bias`.
+    Position ids and indices, inverse rotary frequencies, and the causal mask, which GPT-2 and NeoX keep as a four-axis
+    `attn.bias`.
     """
     *_, parent, last = ("", *name.split("."))
     return last in _BUFFERS or (last == "bias" and parent in {"attn", "attention"} and len(shape) == 4)

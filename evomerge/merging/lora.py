@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from evomerge.errors import PoolError
 from evomerge.merging.checkpoint import Checkpoint, Model, TensorInfo, read_header
-from evomerge.merging.homology import same_bytes, ties_head
+from evomerge.merging.homology import FLOATS, same_bytes, ties_head
 from evomerge.merging.layout import aligned, is_output_projection, is_token_embedding
 from evomerge.merging.small_files import read_json
 from evomerge.merging.tokenizer import has_vocabulary, shorten
@@ -47,6 +47,9 @@ _REFUSED: Mapping[str, str] = {
     "alora_invocation_tokens": "activated LoRA",
 }
 """Settings of PEFT that change what an adapter computes, and what they mean."""
+
+_LARGEST = 1e38
+"""Of scales; fp32 holds little more, and NaN is not below it."""
 
 _INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Those that leave the base's weights as they are."""
@@ -229,6 +232,11 @@ def _low_rank(own: Checkpoint, module: str, part: re.Match[str]) -> LowRank:
             f"{own.folder}: module {module.removeprefix(_PREFIX)}: expected factors A of shape [r, in] and B of shape "
             f"[out, r]; got {shorten(shapes[0])} and {shorten(shapes[1])}; only linear maps and embeddings can be read"
         )
+    if strange := next((factor for factor in (a, b) if factor.dtype not in FLOATS), None):
+        raise PoolError(
+            f"{own.folder}: tensor {strange.name}: expected a dtype of {', '.join(FLOATS)}; got {strange.dtype}; "
+            "quantised factors cannot be merged: save the adapter in one of these"
+        )
     return LowRank(
         a=a.name,
         b=b.name,
@@ -245,7 +253,10 @@ def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> f
     try:
         patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
         alpha = next((a for pattern, a in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), alpha)
-        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)  # type: ignore[arg-type]
+        scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)  # type: ignore[arg-type]
+        if not abs(scale) <= _LARGEST:
+            raise ValueError(f"no fp32 number: {scale}")
+        return scale
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise PoolError(
             f"{folder / ADAPTER_CONFIG}: expected numbers as lora_alpha and in alpha_pattern; got {shorten(alpha)}; "

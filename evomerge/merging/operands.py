@@ -37,7 +37,7 @@ class Form:
         by_row: whether a `Prune` ranks by row.
         inverse: whether it multiplies with inverse probabilities.
         sources: number of terms.
-        tallied: whether a vote is computed for either majority, and what it elected is counted.
+        tallied: whether a vote also tells what the ballots elected.
         stored: dtypes of the inputs, the base first.
         dtype: of the result.
         device: type of the device.
@@ -59,6 +59,7 @@ class Operands:
     """One tensor's plan and inputs.
 
     Attributes:
+        tensor: its name; empty where none is written.
         form: the kernel to call.
         values: inputs `[n]`, the base first if there is one.
         numbers: see `evomerge.merging.expressions`.
@@ -66,6 +67,7 @@ class Operands:
         tables: of levels, uint8; one for each source if some are pruned, else none.
     """
 
+    tensor: str = ""
     form: Form
     values: tuple[torch.Tensor, ...]
     numbers: torch.Tensor
@@ -124,7 +126,7 @@ def operands_of(
     form = _form(type(kernel), keeps, values, getattr(torch, tensor.dtype), tallied=tallied)
     tables = _tables(form, [facts.get(name) for name in names], values[0])
     numbers = torch.tensor(_numbers(kernel, form.rule), dtype=torch.float32).to(values[0].device)
-    return Operands(form=form, values=values, numbers=numbers, keeps=keeps, tables=tables)
+    return Operands(tensor=tensor.name, form=form, values=values, numbers=numbers, keeps=keeps, tables=tables)
 
 
 def summands_of(
@@ -209,7 +211,7 @@ def _numbers(kernel: Linear | Delta | Vote | Consensus | Winner | Overlap, rule:
         case Linear() | Delta():
             shared[DIVISOR] = kernel.divisor
         case Vote():
-            shared[FLOOR] = kernel.floor or -math.inf
+            shared[EXTRA], shared[FLOOR] = 1.0, kernel.floor or -math.inf
             for row, gain, share in zip(rows, kernel.gains, kernel.shares, strict=True):
                 row[GAIN], row[SHARE] = gain, share
         case Consensus():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.errors import DiskError, PoolError
+from evomerge.errors import DiskError, PoolError, StoreError
 from evomerge.merging.atomic import alone, complete_or_absent
 from evomerge.merging.footprint import size
 from evomerge.merging.small_files import unreadable
@@ -67,6 +67,9 @@ def _copy(source: Path, target: Path, stage: Path) -> Path:
         with alone(stage / f".{target.name}.lock"):
             if not target.is_dir():
                 _fill(source, target)
+    except (DiskError, StoreError):
+        if not target.is_dir():  # else another process was quicker, on a file system without locks
+            raise
     except OSError as error:
         raise DiskError(
             f"{stage} (executor.stage): cannot be written ({error.strerror or error}); name a folder on this node's "

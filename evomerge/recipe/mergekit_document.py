@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from evomerge.errors import ConfigError, Fault
-from evomerge.recipe.mergekit_methods import METHODS, Method
+from evomerge.recipe.mergekit_methods import METHODS, PASSTHROUGH, Method
 from evomerge.recipe.mergekit_settings import Settings, faults_in
+from evomerge.recipe.mergekit_slices import Slice, Source, is_range
 from evomerge.recipe.operators import OPERATORS
 from evomerge.recipe.recipe import OutputDtype
 from evomerge.recipe.schema import Operator
 from evomerge.yaml_lines import Document, KeyPath
 
-__all__ = ["Slice", "Source", "Structure", "read_structure"]
+__all__ = ["Structure", "read_structure"]
 
 Scope = Literal["file", "slice", "source"]
 """Where a `parameters` mapping stands."""
@@ -29,30 +30,12 @@ _IDLE = "int8_mask"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """One model of a slice, by its path as written; an adapter is `BASE+ADAPTER`."""
-
-    model: str
-    settings: Settings
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slice:
-    """Layers `[start, stop)` of every source; a stop of None is the last layer."""
-
-    start: int
-    stop: int | None
-    sources: tuple[Source, ...]
-    settings: Settings
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Structure:
     """A configuration without faults of its own.
 
     Attributes:
         base: the model named as base, if one is.
-        slices: in order of depth, without gaps, all of the same models.
+        slices: in order of depth; of one model each for `passthrough`, else without gaps and all of the same models.
         settings: the file's own parameters.
         dtype: of the merged weights; None if the file leaves it open.
         tokenizer: the model whose tokenizer the merged model takes, as written; None if the file leaves it open.
@@ -70,7 +53,8 @@ class Structure:
     def sources(self) -> tuple[str, ...]:
         """The models that are merged, as written; without the base where the operator adds task vectors to it."""
         apart = OPERATORS[self.method.operator].needs_base
-        return tuple(s.model for s in self.slices[0].sources if not (apart and s.model == self.base))
+        models = dict.fromkeys(source.model for part in self.slices for source in part.sources)
+        return tuple(model for model in models if not (apart and model == self.base))
 
 
 def read_structure(document: Document) -> Structure:
@@ -104,7 +88,7 @@ class _Reader:
         self._base = base
         slices = self._slices(data, base)
         settings = self._settings(data, (), "file")
-        models = [*filter(None, [base]), *(source.model for source in (slices[0].sources if slices else ()))]
+        models = [*filter(None, [base]), *(source.model for part in slices for source in part.sources)]
         tokenizer = self._tokenizer(data, tuple(dict.fromkeys(models)))
         dtype = self._dtype(data)
         if self._method is None or not slices:
@@ -121,6 +105,10 @@ class _Reader:
         self._check_models(structure, OPERATORS[self._method.operator])
         return structure
 
+    @property
+    def _routes(self) -> bool:
+        return self._method is PASSTHROUGH
+
     def _fault(self, path: KeyPath, message: str) -> None:
         self.faults.append(self._document.fault(path, message))
 
@@ -131,9 +119,11 @@ class _Reader:
 
     def _read_method(self, data: Mapping[str, Any]) -> Method | None:
         name = data.get("merge_method")
+        if name == PASSTHROUGH.name:
+            return PASSTHROUGH
         if isinstance(name, str) and name in METHODS:
             return METHODS[name] if data.get("base_model") is None else METHODS[name].on_task_vectors
-        self._fault(("merge_method",), f"expected one of {', '.join(METHODS)}; got {name!r}")
+        self._fault(("merge_method",), f"expected one of {', '.join([*METHODS, PASSTHROUGH.name])}; got {name!r}")
         return None
 
     def _full_model(self, name: Any, path: KeyPath) -> str:
@@ -166,7 +156,9 @@ class _Reader:
             return ()
         if "models" in data:
             sources = self._sources(data["models"], ("models",), ("model", "parameters"))
-            if base is not None and all(source.model != base for source in sources):
+            if self._routes and len(sources) > 1:
+                self._fault(("models",), f"passthrough takes one model, or slices; got {len(sources)}")
+            elif base is not None and all(source.model != base for source in sources) and not self._routes:
                 sources += (Source(model=base, settings=Settings(path=("base_model",), values={})),)
             return (Slice(start=0, stop=None, sources=sources, settings=Settings(path=("models",), values={})),)
         slices, start = [], 0
@@ -174,7 +166,7 @@ class _Reader:
             read = self._slice(entry, ("slices", index), start)
             slices.append(read)
             start = read.stop or start
-        if len({tuple(source.model for source in read.sources) for read in slices}) > 1:
+        if not self._routes and len({tuple(source.model for source in read.sources) for read in slices}) > 1:
             self._fault(("slices",), "expected the same models in the same order in every slice")
         return tuple(slices)
 
@@ -183,13 +175,25 @@ class _Reader:
         here = (*path, "sources")
         sources = self._sources(entry.get("sources"), here, ("model", "layer_range", "parameters"))
         ranges: list[Any] = [source.get("layer_range") for source in entry["sources"]] if sources else []
-        stop = ranges[0][1] if ranges and _is_range(ranges[0]) else start + 1
+        start, stop = self._own_layers(ranges, here) if self._routes else self._common_layers(ranges, here, start)
+        return Slice(start=start, stop=stop, sources=sources, settings=self._settings(entry, path, "slice"))
+
+    def _own_layers(self, ranges: Sequence[Any], path: KeyPath) -> tuple[int, int]:
+        """What a slice takes of its one model, which may be nothing."""
+        if len(ranges) == 1 and is_range(ranges[0]):
+            return ranges[0][0], ranges[0][1]
+        self._fault(path, f"passthrough takes one model a slice, with layer_range: [START, END]; got {ranges!r:.60}")
+        return 0, 0
+
+    def _common_layers(self, ranges: Sequence[Any], path: KeyPath, start: int) -> tuple[int, int]:
+        """What a slice takes of all of its models: the layers behind those of the slice before."""
+        stop = max(ranges[0][1], start + 1) if ranges and is_range(ranges[0]) else start + 1
         for index, layers in enumerate(ranges):
             if layers != [start, stop]:
-                advice = "layers that are left out, repeated, moved or paired with others cannot be expressed here"
+                advice = "layers that are left out, repeated, moved or paired with others cannot be merged here"
                 message = f"expected [{start}, END], the same for each source; got {layers!r}; {advice}"
-                self._fault((*here, index, "layer_range"), message)
-        return Slice(start=start, stop=stop, sources=sources, settings=self._settings(entry, path, "slice"))
+                self._fault((*path, index, "layer_range"), message)
+        return start, stop
 
     def _sources(self, entries: Any, path: KeyPath, keys: tuple[str, ...]) -> tuple[Source, ...]:
         sources: list[Source] = []
@@ -257,11 +261,6 @@ class _Reader:
             self._fault(("models",), f"{structure.method.name} merges {wanted}; got {', '.join(sources) or 'none'}")
 
 
-def _is_range(layers: Any) -> bool:
-    whole = isinstance(layers, list) and len(layers) == 2 and all(type(layer) is int for layer in layers)
-    return whole and layers[0] < layers[1]
-
-
 def _setting_faults(
     method: Method, name: str, setting: Any, path: KeyPath, scope: Scope
 ) -> Iterator[tuple[KeyPath, str]]:
@@ -272,8 +271,8 @@ def _setting_faults(
     if name in method.switches:
         yield from ((path, message) for message in _switch_faults(method, name, setting, scope))
     elif name not in parameters:
-        known = ", ".join([*parameters, *method.switches])
-        yield path, f"{method.name} takes {known}; mergekit ignores {name!r} here; remove it"
+        known = ", ".join([*parameters, *method.switches]) or "no parameters"
+        yield path, f"{method.name} takes {known}; mergekit ignores {name!r}, or it cannot be expressed here; remove it"
     elif parameters[name].scope == "shared" and scope == "source":
         yield path, f"{name} is shared by all models; mergekit ignores it here; move it to the file's own parameters"
     else:

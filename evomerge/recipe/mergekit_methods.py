@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from evomerge.recipe.schema import OptionValue
 
-__all__ = ["METHODS", "METHOD_OF", "Method", "Switch"]
+__all__ = ["METHODS", "METHOD_OF", "PASSTHROUGH", "Method", "Switch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +126,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 """By mergekit's names."""
+
+PASSTHROUGH = Method(name="passthrough", operator="linear", absent={"weight": 1.0})
+"""Layers as they are, of one model a slice: a path beside a merge of one model."""
 
 METHOD_OF: Mapping[str, Method] = MappingProxyType(
     {form.operator: form for method in METHODS.values() for form in (method, method.on_task_vectors)}

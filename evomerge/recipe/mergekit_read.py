@@ -15,8 +15,10 @@ from typing import final
 
 from evomerge.errors import ConfigError, Fault
 from evomerge.recipe.field import DEPTH_ROLES, ROLES, Field, Role
-from evomerge.recipe.mergekit_document import Slice, Source, Structure, read_structure
+from evomerge.recipe.mergekit_document import Structure, read_structure
+from evomerge.recipe.mergekit_methods import PASSTHROUGH
 from evomerge.recipe.mergekit_settings import Settings, value_at
+from evomerge.recipe.mergekit_slices import Slice, Source, recipe_of
 from evomerge.recipe.mergekit_yaml import NamedTensor
 from evomerge.recipe.operators import OPERATORS
 from evomerge.recipe.recipe import OutputDtype, Recipe, options_of
@@ -90,10 +92,12 @@ class MergekitConfig:
             dtype: of the merged weights where the file leaves it open.
 
         Raises:
-            ConfigError: slices that are not the whole model, tensors without a value for a required parameter, or
-                different values inside one module of one layer.
+            ConfigError: slices that are not the whole model or leave it, tensors without a value for a required
+                parameter, or different values inside one module of one layer.
         """
         operator, structure = OPERATORS[self._structure.method.operator], self._structure
+        if structure.method is PASSTHROUGH:
+            return self._routed(1 + max(tensor.layer or 0 for tensor in tensors), structure.dtype or dtype)
         values = _Values(structure, tuple(tensors))
         fields = {name: values.field(name) for name in sorted(operator.parameters)}
         if values.faults:
@@ -106,6 +110,13 @@ class MergekitConfig:
             parameters=tuple(fields.items()),
             dtype=structure.dtype or dtype,
         )
+
+    def _routed(self, layers: int, dtype: OutputDtype) -> Recipe:
+        try:
+            return recipe_of(self._structure.slices, self._names, layers=layers, dtype=dtype)
+        except ValueError as error:
+            document = self._structure.document
+            raise ConfigError(document.source, [document.fault(("slices",), str(error))]) from error
 
 
 def _options(structure: Structure) -> dict[str, OptionValue]:

@@ -93,10 +93,14 @@ class Recipe:
                 raise ValueError(f"{self.operator}: {name} must be one of {operator.options[name]}; got {value!r}")
         if self.dtype not in get_args(OutputDtype):
             raise ValueError(f"dtype must be one of {get_args(OutputDtype)}; got {self.dtype!r}")
+        if type(self.mask_seed) is not int or self.mask_seed < 0:
+            raise ValueError(f"mask_seed must be a whole number from 0 on; got {self.mask_seed!r}")
         if self.mask_seed and not operator.random:
             object.__setattr__(self, "mask_seed", 0)
 
     def _check_models(self, operator: Operator) -> None:
+        if not all(isinstance(name, str) and name for name in self.models):
+            raise ValueError(f"{self.operator}: models are called by names; got {self.models}")
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ValueError(f"{self.operator}: sources must be distinct and at least one; got {self.sources}")
         if operator.max_sources is not None and len(self.sources) > operator.max_sources:

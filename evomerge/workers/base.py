@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from evomerge.config import EngineConfig, FitnessConfig, PoolConfig
-from evomerge.errors import EvomergeError, RunError
+from evomerge.errors import DiskError, EvomergeError, RunError
 from evomerge.outcome import Failed, Job, Outcome, Stage
 from evomerge.recipe.transform_table import Need
 from evomerge.secrecy import redacted
@@ -103,6 +103,7 @@ class Worker(Protocol):
 
         Raises:
             RunError: something is gone that every candidate needs, such as a server.
+            DiskError: a disk that every candidate needs is full.
         """
         ...
 
@@ -141,7 +142,8 @@ class Executor(Protocol):
         It may return sooner and with nothing, as when a worker joins.
 
         Raises:
-            RunError: no worker is left and none can be started.
+            RunError: no worker is left and none can be started, or one says that the run cannot go on.
+            DiskError: a worker's disk is full.
         """
         ...
 
@@ -186,11 +188,11 @@ def run_safely(worker: Worker, job: Job, name: str = "") -> Outcome:
     """A job on a worker that may break its promises: to raise nothing, and to answer the job that it was given.
 
     Raises:
-        RunError: the worker says that the run cannot go on.
+        RunError, DiskError: the worker says that the run cannot go on.
     """
     try:
         outcome = worker.run(job)
-    except RunError:
+    except (RunError, DiskError):
         raise
     except Exception as error:
         return failed(job, one_line(error), name)
@@ -220,6 +222,6 @@ def failed(job: Job, reason: str, name: str, *, stage: Stage = "worker", retry: 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception as one line for people."""
-    text = redacted(" ".join(str(error).split()))
+    text = " ".join(redacted(str(error)).split())
     text = text if isinstance(error, EvomergeError) else f"{type(error).__name__}: {text}".removesuffix(": ")
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

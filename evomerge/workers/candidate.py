@@ -5,6 +5,7 @@ Heavy imports happen in the constructor, so that importing this module costs not
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -17,7 +18,8 @@ from traceback import format_exc
 from typing import TextIO, cast
 
 from evomerge.config import PoolConfig, load_plugins
-from evomerge.errors import RunError, require_installed
+from evomerge.errors import DiskError, RunError, require_installed
+from evomerge.lasting import Lasting
 from evomerge.outcome import Failed, ItemSet, Job, Outcome, Scored, Stage
 from evomerge.secrecy import Redacting
 from evomerge.workers.base import WorkerInfo, WorkerSpec, one_line
@@ -113,9 +115,11 @@ class MergeWorker:
                     looked["screen"] = self._screen.check()
                 stage = "evaluate"
                 whole = merged([self._scored(job, items) for items in cut(job.items, self._shard)])
-            except RunError:  # what all candidates need is gone
+            except (RunError, DiskError):  # what all candidates need is gone
                 raise
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise DiskError(f"{self._name}: {one_line(error)}; free space, and run again to go on") from error
                 print(f"candidate {job.candidate} ({job.phase}) failed to {stage}:\n{format_exc()}")
                 return Failed(
                     candidate=job.candidate,
@@ -154,9 +158,14 @@ def _staged(spec: WorkerSpec) -> PoolConfig:
 
 @contextmanager
 def quiet(log: Path | None) -> Iterator[None]:
-    """Sends prints, progress bars, warnings and third-party log records to a file; warnings never become errors."""
+    """Sends prints, progress bars, warnings and third-party log records to a file; warnings never become errors.
+
+    A log that cannot be written fails nothing.
+    """
     with _opened(log) as opened, ExitStack() as undo:
-        file = cast("TextIO", Redacting(opened))
+        lasting = cast("TextIO", Lasting(opened))  # nor must one that fills up
+        undo.callback(lasting.flush)
+        file = cast("TextIO", Redacting(lasting))
         for change in (redirect_stdout(file), redirect_stderr(file), warnings.catch_warnings()):
             undo.enter_context(change)
         warnings.simplefilter("default")
@@ -173,7 +182,7 @@ def quiet(log: Path | None) -> Iterator[None]:
 
 
 def _opened(log: Path | None) -> TextIO:
-    """The log file, or nowhere if it cannot be written: a full log disk must not fail a candidate."""
+    """The log file, or nowhere if it cannot be opened: a log disk that refuses must not fail a candidate."""
     try:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from evomerge.errors import RunError
+from evomerge.errors import DiskError, RunError
 from evomerge.outcome import Job, Outcome
 from evomerge.workers.base import StartFailure, WorkerFactory, failed, one_line, run_safely
 
@@ -23,6 +23,7 @@ def run_isolated(factory: WorkerFactory, job: Job) -> Outcome:
 
     Raises:
         EvomergeError: the worker cannot start.
+        DiskError: its disk is full.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -56,6 +57,8 @@ def _reply(factory: WorkerFactory, job: Job) -> Outcome | StartFailure:
         return StartFailure.of(error)
     try:
         return run_safely(worker, job, "isolated")
+    except DiskError as error:
+        return StartFailure.of(error)
     except RunError as error:
         reason = f"ended the run alone, after drivers that tried it ended as well: {one_line(error)}"
         return failed(job, reason, "isolated", retry=False)

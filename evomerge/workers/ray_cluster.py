@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from evomerge.config import RayConfig
-from evomerge.errors import RunError, require
+from evomerge.errors import DiskError, RunError, require
 
 __all__ = ["RayCluster"]
 
@@ -52,9 +52,10 @@ class RayCluster:
         Raises:
             MissingExtraError: Ray is not installed.
             RunError: the cluster does not answer, cannot start, or lacks GPUs.
+            DiskError: `/tmp` refuses a folder.
         """
-        if self._config.address is None and "ray" not in sys.modules:  # Ray reads them when it is imported
-            _prepare_environment()
+        if "ray" not in sys.modules:  # Ray reads them when it is imported
+            _prepare_environment(joins=self._config.address is not None)
         with _signals_kept():
             self._ray = require("ray", "ray")
             if not self._ray.is_initialized():
@@ -77,7 +78,10 @@ class RayCluster:
 
     def _start(self) -> None:
         config = self._config
-        self._folder = tempfile.mkdtemp(prefix="evomerge-", dir="/tmp")  # socket paths in it must be short
+        try:
+            self._folder = tempfile.mkdtemp(prefix="evomerge-", dir="/tmp")  # socket paths in it must be short
+        except OSError as error:
+            raise DiskError(f"/tmp: expected room for Ray's sockets; got {error.strerror}; free space there") from error
         self._init(
             address="local",
             num_cpus=max(1, math.ceil(config.most * config.cpus)),
@@ -123,8 +127,11 @@ def _no_answer(address: str, error: Exception) -> RunError:
     )
 
 
-def _prepare_environment() -> None:
-    """Settings of our own cluster that Ray takes from the environment only; the user's come first."""
+def _prepare_environment(*, joins: bool) -> None:
+    """Settings that Ray takes from the environment only; the user's come first."""
+    if joins:  # a try takes 40 s where something else listens, and Ray makes 20 of them
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        return
     defaults = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: the node's address is loopback
         "RAY_USAGE_STATS_ENABLED": "0",

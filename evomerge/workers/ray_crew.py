@@ -113,7 +113,7 @@ class Crew:
         if now >= self._rest_until:
             asked = max(self._config.fewest, _ASKED) - waiting
             self.slots += [self._ask() for _ in range(min(self._config.most - len(self.slots), asked))]
-        if len(self.slots) - waiting >= self._config.fewest or self._failures:
+        if len(self.slots) - waiting >= self._config.fewest or now < self._rest_until:
             self._short_since = None
             return
         self._short_since = self._short_since or now

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from evomerge.config import RayConfig
-from evomerge.errors import ConfigError, Fault, RunError
+from evomerge.errors import ConfigError, DiskError, Fault, RunError
 from evomerge.outcome import Job, Outcome, Scored, Stage
 from evomerge.workers.base import StartFailure, WorkerFactory, WorkerInfo, failed, one_line
 from evomerge.workers.pace import Pace
@@ -224,7 +224,7 @@ class RayExecutor:
         if isinstance(error, errors.ActorUnavailableError):
             self._postpone(slot, share)
         elif isinstance(error, errors.RayTaskError):
-            if isinstance(error.cause, RunError):
+            if isinstance(error.cause, (RunError, DiskError)):
                 raise error.cause
             self._came(share, failed(share.job, one_line(error), slot.name))
             self._expect(slot)

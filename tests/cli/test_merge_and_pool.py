@@ -114,7 +114,7 @@ def test_models_of_the_hub_are_given_a_folder(evomerge: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("a.yml", "merge_method: passthrough\nmodels: [{model: x}]\n", "$.merge_method (line 1): expected one of"),
+        ("a.yml", "merge_method: arcee_fusion\nmodels: [{model: x}]\n", "$.merge_method (line 1): expected one of"),
         ("a.json", "{}", "expected a recipe as `evomerge export` writes it; got KeyError"),
         ("a.json", "[", "expected a recipe as `evomerge export` writes it; got JSONDecodeError"),
         ("none.yml", None, "cannot be read"),

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 from evomerge.cli import app
-from evomerge.config import shipped_folder, shipped_names
+from evomerge.config import RayConfig, load_experiment, shipped_folder, shipped_names
 
 FOLDER = shipped_folder("cluster") / "launch"
 SCRIPTS = ("ray-job.sh", "slurm.sbatch")
@@ -149,13 +150,35 @@ def test_scripts_run_what_is_there(name: str, tmp_path: Path) -> None:
     assert ours == "evomerge run /shared/my.yaml --executor gpu --out /shared/runs/mine"
     check_command(ours)
     expected = {
-        "ray-job.sh": "ray job submit --address http://head:8265 --entrypoint-num-cpus 1",
+        "ray-job.sh": "ray job submit --address http://head:8265",
         "slurm.sbatch": "srun --kill-on-bad-exit=0 ray symmetric-run --address node1:20007 --min-nodes 2",
     }
     assert before == expected[name]
     assert not list(tmp_path.glob(".ray-token*"))
     without = subprocess.run(["bash", str(FOLDER / name)], env=env, check=False, capture_output=True, text=True)
     assert without.returncode != 0
+
+
+def test_slurms_warning_reaches_the_driver_alone(tmp_path: Path) -> None:
+    """The stand-in for the job's step is the driver: it leaves its number in the run's lock, and drains."""
+    srun = (
+        f"trap 'sleep 0.3; echo drained; exit 7' TERM; printf 'pid %s on node1' $$ > {tmp_path}/run.lock\n"
+        "while :; do sleep 0.1; done"
+    )
+    for tool, body in (("scontrol", "echo node1"), ("srun", srun)):
+        (tmp_path / tool).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / tool).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    env = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    command = ["bash", str(FOLDER / "slurm.sbatch"), "/shared/my.yaml", str(tmp_path)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as batch:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "run.lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        batch.terminate()
+        told, _ = batch.communicate(timeout=20)
+    assert (told, batch.returncode) == ("drained\n", 7)
+    assert not list(tmp_path.glob(".ray-token*"))
 
 
 @pytest.mark.parametrize(("tool", "options"), [("symmetric-run", ("--address", "--min-nodes")), ("job submit", ())])
@@ -190,6 +213,13 @@ def test_the_cluster_launcher_keeps_to_rays_own_schema() -> None:
     config = read("cluster-launcher.yaml")
     jsonschema.validate(config, schema)
     assert config["head_node_type"] in config["available_node_types"]
+    # a worker of the profile fits a machine: Ray counts 70 % of its memory
+    profile = load_experiment("quickstart", ["executor=gpu"]).executor
+    assert isinstance(profile, RayConfig)
+    node = config["available_node_types"]["gpu"]
+    assert node["node_config"]["InstanceType"] == "g6.8xlarge"  # 128 GiB
+    assert (profile.memory_gib or 0) <= 0.7 * 128
+    assert (profile.cpus, profile.gpus) <= (node["resources"]["CPU"], node["resources"]["GPU"])
     # only the machines of the cluster may reach the dashboard
     assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
 
@@ -200,6 +230,7 @@ def test_the_image_has_the_tested_versions() -> None:
     assert instructions[0] == "FROM"
     assert set(instructions) <= {"FROM", "RUN", "COPY", "USER", "ENV", "CMD"}
     assert "--constraint /src/constraints.txt" in text
+    assert '"ray[default]"' in text, "jobs and the autoscaler need Ray's dashboard"
     root = Path(__file__).parents[2]
     constraints = (root / "constraints.txt").read_text()
     version = re.search(r"^ray==(\S+)$", constraints, re.MULTILINE)

@@ -7,7 +7,9 @@ import json
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from evomerge.engines.build import build_engine
 from evomerge.errors import DiskError, MergeError, PoolError, RunError, TaskError
 from evomerge.merging.configured import configured_pool
 from evomerge.merging.pool import ModelPool
-from evomerge.outcome import ItemSet, Job, Scored
+from evomerge.outcome import Failed, ItemSet, Job, Scored
 from evomerge.recipe import OPERATORS, Field, Recipe, options_of, uniform
 from evomerge.runs import RunStore
 from evomerge.workers import WorkerSpec
@@ -47,6 +49,7 @@ class StandIn:
         self.key = ""
         self.ignores_adapters = self.has_no_updates = self.is_no_vllm = False
         self.busy = 0
+        self.breaks = self.is_dead = False
         self.answers_left = math.inf
         self.lock = threading.Lock()
 
@@ -63,6 +66,10 @@ class StandIn:
         if self.busy or self.answers_left < 0:
             self.busy = max(0, self.busy - 1)
             return 503, {"error": {"message": "starting"}}
+        if path == "/health":
+            return (503 if self.is_dead else 200), ""
+        if self.breaks and path == "/v1/completions":
+            return 500, {"error": {"message": "Internal Server Error"}}
         if path == "/v1/models":
             return 200, {"data": [{"id": name, "parent": None if name == "base" else "base"} for name in self.models]}
         if path == "/version":
@@ -331,6 +338,20 @@ def test_a_server_that_went_away_ends_the_run_and_no_candidate(
     assert isinstance(run_safely(worker, job()), Scored)
 
 
+def test_an_error_of_the_server_is_the_candidates_only_while_the_server_is_well(
+    server: Any, source: PoolConfig, fitness: FitnessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evomerge.engines.openai_client._PAUSES", (0.01, 0.01))
+    worker = MergeWorker(WorkerSpec(pool=source, fitness=fitness, engine=config_of(server), seed=3))
+    server.breaks = True  # as for NaN, which is no JSON
+    outcome = run_safely(worker, job())
+    assert isinstance(outcome, Failed)
+    assert not outcome.retry
+    server.is_dead = True
+    with pytest.raises(RunError, match="expected a server that answers; got 503"):
+        run_safely(worker, job())
+
+
 def test_a_run_goes_on_at_another_address(
     server: Any, source: PoolConfig, evomerge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +413,54 @@ def test_somebody_listens_and_says_nothing(source: PoolConfig) -> None:
         address = SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(RunError, match=r"an answer within 0\.2 s; got none; raise engine.timeout_seconds"):
             engine_on(address, source, timeout_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    ("drips", "length", "said"),
+    [
+        (40, 1000, r"an answer within 0\.2 s; got none"),  # each drip comes in time
+        (2, 1000, "expected a server that answers; got IncompleteRead"),
+    ],
+)
+def test_answers_that_do_not_come_to_an_end(
+    drips: int, length: int, said: str, source: PoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evomerge.engines.openai_client._PAUSES", ())
+
+    def drip() -> None:
+        connection, _ = dripping.accept()
+        with connection, suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode())
+            for _ in range(drips):
+                connection.sendall(b" ")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as dripping:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        address = SimpleNamespace(url=f"http://127.0.0.1:{dripping.getsockname()[1]}")
+        with pytest.raises(RunError, match=said):
+            engine_on(address, source, timeout_seconds=0.2)
+        thread.join()
+
+
+@pytest.mark.parametrize(("value", "said"), [("a\nb-of-a-key", "it is no line of ASCII text"), ("\n", "it is not set")])
+def test_what_cannot_be_a_key_is_not_shown(
+    value: str, said: str, server: Any, source: PoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, value)
+    with pytest.raises(RunError, match=said) as caught:
+        engine_on(server, source, api_key=KEY)
+    assert "of-a-key" not in str(caught.value)
+
+
+def test_a_key_may_end_with_the_newline_of_its_file(
+    server: Any, source: PoolConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.key = "let-me-in-please"
+    monkeypatch.setenv(KEY, f"{server.key}\n")
+    assert engine_on(server, source, api_key=KEY).dtype == "float32"
 
 
 @pytest.fixture

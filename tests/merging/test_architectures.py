@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,24 @@ def test_an_unknown_architecture_has_its_layers_inferred(tmp_path: Path) -> None
     pool = open_family(folders)
     assert pool.layers == 2
     assert {spec.role for spec in pool.specs if spec.layer == 1} == {"attention", "mlp", "norm"}
+
+
+@pytest.mark.parametrize("said", [{}, {"tie_word_embeddings": False}], ids=str)
+@pytest.mark.parametrize(
+    ("embedding", "head"),
+    [
+        ("tokens.weight", "lm_head.weight"),
+        ("word_embeddings.weight", "to_logits.weight"),
+        ("tokens.weight", "to_logits.weight"),
+        ("tok_embeddings.weight", "output.weight"),
+    ],
+)
+def test_a_head_of_its_own_is_never_lost(tmp_path: Path, embedding: str, head: str, said: dict[str, bool]) -> None:
+    shapes = {embedding: (8, 4), "layers.0.mixer.in_proj.weight": (4, 4), head: (8, 4)}
+    for name in ("base", "one"):
+        (tmp_path / name).mkdir()
+        save_file({key: torch.randn(shape) for key, shape in shapes.items()}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps({"architectures": ["OddForCausalLM"], **said}))
+    pool = ModelPool.open(tmp_path / "base", {"one": tmp_path / "one"})
+    assert {spec.name for spec in pool.specs} == shapes.keys()
+    assert pool.config["tie_word_embeddings"] is False

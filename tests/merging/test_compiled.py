@@ -197,6 +197,21 @@ def test_outputs_may_be_strided_and_of_another_dtype(memory_pool: MakePool, comp
     assert torch.equal(out, merged(TRULY["linear"], pool, "bfloat16", NEVER).float())
 
 
+def test_majorities_that_change_from_candidate_to_candidate(
+    memory_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "BLOCK", 1 << 13)
+    compiler = Compiler(pays_from=0, compile=as_it_is)
+    pool = memory_pool(family(2, (1, ENOUGH), ["bfloat16"] * 3))
+    found = []
+    for sign in (1.0, 1.0, -1.0, -1.0, 1.0):
+        terms = tuple(Term(source=f"{k}", weight=sign) for k in range(2))
+        kernel = Vote(base="base", terms=terms, gains=(1.0,) * 2, shares=(1.0,) * 2, zero="majority", scale=sign)
+        assert_same(kernel, pool, "bfloat16", compiler)
+        found.append(merged(kernel, pool, "bfloat16", compiler))
+    assert torch.equal(found[0], found[2])  # where ballots cancel, too, both elect what the majority did
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", ["linear", "vote"])
 def test_threads_share_compiled_kernels(memory_pool: MakePool, name: str, compiler: Compiler) -> None:

@@ -62,19 +62,23 @@ def test_every_family_finds_its_layer_and_role(name: str, role: str, layer: int 
     assert (key.role, key.layer) == (role, layer)
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", "embed_out.weight"])
+@pytest.mark.parametrize(
+    "name", ["lm_head.weight", "embed_out.weight", "transformer.output_layer.weight", "output.weight"]
+)
 def test_output_projections(name: str) -> None:
     assert is_output_projection(name)
     assert not is_token_embedding(name)
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "wte.weight", "gpt_neox.embed_in.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "wte.weight", "gpt_neox.embed_in.weight", "backbone.embeddings.weight"]
+)
 def test_token_embeddings(name: str) -> None:
     assert is_token_embedding(name)
     assert not is_output_projection(name)
 
 
-@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.weight", "weight"])
+@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.weight", "weight", "layers.0.output.weight"])
 def test_neither_embedding_nor_projection(name: str) -> None:
     assert not is_token_embedding(name)
     assert not is_output_projection(name)
@@ -84,6 +88,7 @@ def test_masks_are_buffers_and_biases_are_not() -> None:
     assert is_buffer("transformer.h.0.attn.bias", (1, 1, 32, 32))
     assert is_buffer("gpt_neox.layers.0.attention.masked_bias", ())
     assert is_buffer("model.layers.0.self_attn.rotary_emb.inv_freq", (2,))
+    assert is_buffer("swin.encoder.layers.0.blocks.0.attention.self.relative_position_index", (4, 4))
     assert not is_buffer("model.layers.0.attn.bias", (64,))
     assert not is_buffer("model.layers.0.self_attn.q_proj.bias", (64,))
 

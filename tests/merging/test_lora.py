@@ -187,6 +187,9 @@ def test_the_digest_follows_the_adapters_numbers_and_settings(pool: ModelPool, b
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4, which starts by changing the base"),
         ({"lora_alpha": "many"}, "expected numbers as lora_alpha"),
         ({"alpha_pattern": {"(": 3}}, "expected numbers as lora_alpha"),
+        ({"lora_alpha": float("nan")}, "expected numbers as lora_alpha"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "expected numbers as lora_alpha"),
+        ({"lora_alpha": 1e39}, "expected numbers as lora_alpha"),
     ],
 )
 def test_adapters_that_compute_something_else_are_refused(
@@ -208,6 +211,10 @@ def test_adapters_that_compute_something_else_are_refused(
         ),
         (dict([factors(Q, 4, (16, 16), 0).popitem()]), f"module {Q}: expected factors A of shape .*; got null and"),
         ({f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(16)}, "lora_magnitude_vector: expected one of"),
+        (
+            {name: values.to(torch.float8_e4m3fn) for name, values in factors(Q, 4, (16, 16), 0).items()},
+            r"lora_A\.weight: expected a dtype of bfloat16, float16, float32; got float8_e4m3fn",
+        ),
     ],
 )
 def test_adapters_that_do_not_fit_are_refused_by_name(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -62,6 +63,25 @@ def test_workers_that_come_up_together_make_one_copy(config: PoolConfig, tmp_pat
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     left = [entry.name for entry in (tmp_path / "local").iterdir() if not entry.name.endswith(".lock")]
     assert sorted(left) == sorted(contents.values())
+
+
+def test_where_there_are_no_locks_the_quicker_of_two_workers_copies(
+    config: PoolConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    copy, contents = shutil.copyfile, configured_pool(config).contents
+
+    def overtaken(source: Path, target: Path) -> None:
+        monkeypatch.setattr(shutil, "copyfile", copy)
+        staged(config, contents, tmp_path / "stage")
+        copy(source, target)
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr(shutil, "copyfile", overtaken)
+    check_staged(configured_pool(staged(config, contents, tmp_path / "stage")), contents)
+    assert not list((tmp_path / "stage").glob(".*.partial"))
 
 
 def test_a_copy_of_something_else_is_refused(config: PoolConfig, tmp_path: Path) -> None:

@@ -241,6 +241,15 @@ def test_what_no_choice_can_reconcile_is_refused(family: Any, spoil: Callable[[P
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("chosen", ["base", "one"])
+def test_a_head_of_more_rows_than_the_embedding_is_refused(make_family: MakeFamily, chosen: str) -> None:
+    family = make_family(experts=("one",))
+    file = family.experts["one"] / "model.safetensors"
+    save_file({**load_file(file), HEAD: torch.ones(64, 16)}, file)
+    with pytest.raises(PoolError, match=r"one: tensor lm_head\.weight: expected \[48\] rows, as .*; got \[64\]"):
+        ModelPool.open(family.base, family.experts, tokenizer=chosen)
+
+
 def test_the_choice_must_be_a_model(family: Any) -> None:
     with pytest.raises(PoolError, match=r"expected a tokenizer of one of the models \['base', .*; got 'chatty'"):
         ModelPool.open(family.base, family.experts, tokenizer="chatty")

@@ -252,7 +252,7 @@ def test_adapters_bring_the_base_that_a_file_does_not_name() -> None:
     [
         ("[1, 2]", "expected a mapping"),
         ("{merge_method: linear", "not valid YAML"),
-        (ties(merge_method="passthrough"), "$.merge_method (line 1): expected one of linear"),
+        (ties(merge_method="arcee_fusion"), "$.merge_method (line 1): expected one of linear"),
         (ties(modules={}), "$.modules (line 10): cannot be expressed here"),
         (ties(slices=[]), "either 'models' or 'slices'"),
         (ties(models=[]), "$.models (line 3): expected a list of mappings; got []"),
@@ -283,7 +283,7 @@ def test_adapters_bring_the_base_that_a_file_does_not_name() -> None:
         (ties(dtype="float64"), "expected one of bfloat16, float16, float32; got 'float64'"),
         (ties(parameters={"rescale": True}), "ties with rescale: true cannot be expressed here"),
         (ties(parameters={"normalize": 1}), "expected true or false; got 1"),
-        (ties(parameters={"epsilon": 1}), "mergekit ignores 'epsilon' here"),
+        (ties(parameters={"epsilon": 1}), "mergekit ignores 'epsilon', or it cannot be expressed here"),
         (ties(parameters={"density": 1.5}), "$.parameters.density (line 11): expected a number in [0, 1]; got 1.5"),
         (ties(parameters={"density": [1, True]}), "$.parameters.density[1] (line 13)"),
         (ties(parameters={"density": []}), "expected a number in [0, 1]; got []"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.config import RayConfig
-from evomerge.errors import PoolError, RunError
+from evomerge.errors import DiskError, PoolError, RunError
 from evomerge.outcome import Failed, ItemSet, Job, Outcome, Responses, Scored
 from evomerge.recipe import uniform
 from evomerge.workers import WorkerInfo
@@ -56,6 +56,8 @@ class ToyWorker:
             raise ValueError("a broken\npromise")
         if act == "stop":
             raise RunError("the server is gone")
+        if act == "full":
+            raise DiskError("no room")
         if act == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if act == "hang":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from evomerge.config import (
     SerialConfig,
     TransformersConfig,
 )
-from evomerge.errors import MergeError, PoolError, RunError
+from evomerge.errors import DiskError, MergeError, PoolError, RunError
 from evomerge.outcome import Failed, ItemSet, Job, Outcome, Scored
 from evomerge.recipe import Hop, uniform
 from evomerge.workers import SerialExecutor, WorkerSpec, build_executor
@@ -145,6 +146,29 @@ def test_it_keeps_quiet(spec: WorkerSpec, job: Job, capfd: pytest.CaptureFixture
 def test_a_log_that_cannot_be_written_fails_nothing(spec: WorkerSpec, job: Job, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where a folder should be")
     assert isinstance(MergeWorker(replace(spec, log=tmp_path / "logs")).run(job), Scored)
+
+
+def test_a_log_disk_that_fills_up_fails_nothing(spec: WorkerSpec, job: Job, tmp_path: Path) -> None:
+    worker = MergeWorker(replace(spec, log=tmp_path))
+    (log,) = tmp_path.iterdir()
+    log.unlink()
+    log.symlink_to("/dev/full")
+    assert isinstance(worker.run(job), Scored)
+    unknown = worker.run(replace(job, recipe=replace(job.recipe, sources=("nobody",))))  # which is told to the log
+    assert isinstance(unknown, Failed)
+    assert unknown.stage == "materialize"
+
+
+@pytest.mark.parametrize("error", [DiskError("no room"), OSError(errno.ENOSPC, "no room")])
+def test_a_full_disk_charges_no_candidate(
+    worker: MergeWorker, job: Job, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_: object, *, exact: bool) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "_engine", type("Full", (), {"load": staticmethod(refuse)}))
+    with pytest.raises(DiskError, match="no room"):
+        worker.run(job)
 
 
 def test_models_that_are_not_there_stop_the_start(spec: WorkerSpec, tmp_path: Path) -> None:

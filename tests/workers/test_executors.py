@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evomerge.config import RayConfig
-from evomerge.errors import PoolError, RunError
+from evomerge.errors import DiskError, PoolError, RunError
 from evomerge.outcome import Failed, Job, Outcome, Scored
 from evomerge.workers import Executor, FaultyExecutor, SerialExecutor
 
@@ -61,12 +61,20 @@ class TestEveryExecutor:
         assert (info.sizes, info.pool_digest) == ({"t": 10}, "d")
         assert executor.capacity >= 1
 
+    @pytest.mark.parametrize(
+        ("act", "expected"), [("stop", (RunError, "the server is gone")), ("full", (DiskError, "no room"))]
+    )
     def test_what_all_candidates_need_ends_the_run_when_it_is_gone(
-        self, make: Make, toys: Any, job_of: Callable[..., Job]
+        self,
+        make: Make,
+        toys: Any,
+        job_of: Callable[..., Job],
+        act: str,
+        expected: tuple[type[Exception], str],
     ) -> None:
-        executor = make(toys({0: "stop"}))
+        executor = make(toys({0: act}))
         executor.start()
-        with pytest.raises(RunError, match="the server is gone"):
+        with pytest.raises(expected[0], match=expected[1]):
             submit_and_drain(executor, job_of(0))
 
     def test_every_job_is_answered_exactly_once(self, make: Make, toys: Any, job_of: Callable[..., Job]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.errors import PoolError, RunError
+from evomerge.errors import DiskError, PoolError, RunError
 from evomerge.outcome import Failed, Scored
 from evomerge.runs import RunStore
 from evomerge.workers import SerialExecutor
@@ -133,6 +133,15 @@ def test_a_candidate_that_takes_a_server_down_alone_is_failed(tmp_path: Path, to
     flag.touch()
     with pytest.raises(PoolError):  # no worker can be made any more, but the failure was told before
         executor.wait(0)
+
+
+def test_a_full_disk_is_nobodys_fault_alone_or_not(toys: Any, job_of: Any) -> None:
+    executor = SerialExecutor(toys({0: "full"}))
+    executor.start()
+    for alone in (True, False):
+        executor.submit(_with(job_of(0), alone))
+        with pytest.raises(DiskError, match="no room"):
+            executor.wait(0)
 
 
 def test_a_server_that_is_gone_charges_nobody_before_that(toys: Any, job_of: Any) -> None:

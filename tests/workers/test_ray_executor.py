@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import psutil
 import pytest
 
 from evomerge.config import RayConfig, WorkerRange
-from evomerge.errors import ConfigError, RunError
+from evomerge.errors import ConfigError, DiskError, RunError
 from evomerge.outcome import Failed, ItemSet, Job, Outcome, Scored
 
 pytestmark = [
@@ -160,6 +161,13 @@ def test_a_worker_that_does_not_come_up_ends_the_run(make: Any, toys: Any) -> No
 def test_demands_that_nothing_meets_end_the_run_with_what_there_is(make: Any, toys: Any) -> None:
     with pytest.raises(RunError, match=r"each asks for 0.5 CPU and 1 GPU, the cluster has 2 CPU and 0 GPU"):
         make(toys(), workers=1, gpus=1, start_timeout_seconds=1.0).start()
+
+
+def test_room_that_is_lost_after_a_broken_start_is_missed(make: Any, toys: Any) -> None:
+    executor = make(toys(), workers=1, gpus=1, start_timeout_seconds=1.0)
+    executor._crew._failures = 1  # an earlier one broke, where there was room
+    with pytest.raises(RunError, match=r"expected a worker within 1 s .*; got none; each asks for"):
+        executor.start()
 
 
 def test_a_job_that_waited_at_a_dead_worker_is_not_charged(make: Any, toys: Any, job_of: JobOf) -> None:
@@ -343,12 +351,25 @@ def test_a_cluster_of_another_version_is_no_silent_one() -> None:
     )
 
 
+def test_a_disk_without_room_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evomerge.workers.ray_cluster import RayCluster
+
+    def refuse(**_: str) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(DiskError, match="expected room for Ray's sockets; got No space left on device"):
+        RayCluster(RayConfig(kind="ray"))._start()
+
+
 def test_an_address_that_does_not_answer() -> None:
     code = (
         "from evomerge.config import RayConfig; from evomerge.workers.ray_executor import RayExecutor\n"
         "from evomerge.errors import RunError\n"
         "try: RayExecutor(RayConfig(kind='ray', address='127.0.0.1:1'), int).start()\n"
-        "except RunError as error: print(error)"
+        "except RunError as error: print(error)\n"
+        "from ray._private.ray_constants import NUM_REDIS_GET_RETRIES; print(NUM_REDIS_GET_RETRIES, 'try')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert "expected a Ray cluster at '127.0.0.1:1'; got no answer" in done.stdout
+    assert done.stdout.endswith("\n1 try\n"), "of Ray's 20, which take a quarter of an hour"
