@@ -18,6 +18,7 @@ from evomerge.config.breeding import M2n2Config, SoupConfig, SplitPointConfig
 from evomerge.config.children import ChildConfig
 from evomerge.config.coefficients import Coefficient
 from evomerge.config.engines import EngineConfig, OpenaiConfig, TransformersConfig, VllmConfig, transformers_config
+from evomerge.config.executors import ExecutorConfig, RayConfig, SerialConfig, WorkerRange
 from evomerge.config.fitness import (
     ConfirmConfig,
     FitnessConfig,
@@ -35,16 +36,7 @@ from evomerge.config.loader import (
     recorded_experiment,
 )
 from evomerge.config.measured import ConstraintConfig, Measured, Metric, ObjectiveConfig, PartConfig
-from evomerge.config.models import (
-    Budget,
-    CalibrationConfig,
-    ExecutorConfig,
-    Experiment,
-    PoolConfig,
-    RayConfig,
-    SerialConfig,
-    WorkerRange,
-)
+from evomerge.config.models import Budget, CalibrationConfig, Experiment, PoolConfig
 from evomerge.config.plugins import load_plugins, plugin_digests
 from evomerge.config.refined import RefinedConfig, StageConfig
 from evomerge.config.routing import GraftConfig, IndicatorSpaceConfig, PathSpaceConfig, RoutingSpaceConfig, ScaleRange
