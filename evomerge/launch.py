@@ -83,8 +83,7 @@ def launch(
                         calibrate(pool, spec.statistics, spec.engine)
                 for built in prepare(pool, spec.transforms):
                     note(str(built))
-            if experiment.algorithm.library is not None:  # else all workers would wait for it
-                Thread(target=import_module, args=(experiment.algorithm.library,), daemon=True).start()
+            _load_beside(experiment.algorithm.library)
             info = executor.start()
             for task, ids in info.duplicates.items():
                 note(f"task {task!r}: {len(ids)} of {info.sizes[task]} items ask what an earlier one asks; left out")
@@ -101,6 +100,12 @@ def launch(
                     yield progress
         finally:
             executor.close()
+
+
+def _load_beside(library: str | None) -> None:
+    """Begin to import a library beside the start of the executor, so that its first generation need not wait."""
+    if library is not None:
+        Thread(target=import_module, args=(library,), daemon=True).start()
 
 
 def _watched(

@@ -158,21 +158,24 @@ class Compiler:
         return True
 
     def _elect(self, operands: Operands, out: torch.Tensor) -> None:
-        """All blocks of a vote, under the majority that the tensor's last vote had; again if it has changed."""
-        blocks, device = _blocks(operands.count), operands.values[0].device
-        elected = self._spare("elected", blocks[0][1], torch.bfloat16, device)
+        """A vote under the majority that the tensor's last one had; again if it has changed."""
         guess = self._majorities.get(operands.tensor, 1.0)
-        numbers, sums = operands.numbers.clone(), []
-        numbers[-1, EXTRA] = guess
-        for start, count in blocks:
-            self._block(replace(operands, numbers=numbers), start, count, out, elected[:count])
-            sums.append(elected[:count].sum(dtype=torch.float32))  # exact: of no more elements than fp32 counts
-        majority = 1.0 if float(torch.stack(sums).double().sum()) >= 0 else -1.0
+        majority = self._vote(operands, out, guess)
         if majority != guess:
             self._majorities[operands.tensor] = majority
-            numbers[-1, EXTRA] = majority
-            for start, count in blocks:
-                self._block(replace(operands, numbers=numbers), start, count, out, elected[:count])
+            self._vote(operands, out, majority)
+
+    def _vote(self, operands: Operands, out: torch.Tensor, majority: float) -> float:
+        """All blocks of a vote that elects `majority`, 1 or -1, where ballots cancel; what the majority elected."""
+        blocks, device = _blocks(operands.count), operands.values[0].device
+        elected = self._spare("elected", blocks[0][1], torch.bfloat16, device)
+        numbers, sums = operands.numbers.clone(), []
+        numbers[-1, EXTRA] = majority
+        told = replace(operands, numbers=numbers)
+        for start, count in blocks:
+            self._block(told, start, count, out, elected[:count])
+            sums.append(elected[:count].sum(dtype=torch.float32))  # exact: of no more elements than fp32 counts
+        return 1.0 if float(torch.stack(sums).double().sum()) >= 0 else -1.0
 
     def _block(self, operands: Operands, start: int, count: int, out: torch.Tensor, *others: torch.Tensor) -> None:
         """Compute a run of elements, and what else the kernel gives of it."""

@@ -62,7 +62,7 @@ class Operands:
         tensor: its name; empty where none is written.
         form: the kernel to call.
         values: inputs `[n]`, the base first if there is one.
-        numbers: see `evomerge.merging.expressions`.
+        numbers: see `evomerge.merging.expressions`; a tallied vote's `EXTRA` is left to whoever knows the majority.
         keeps: the rule of each source.
         tables: of levels, uint8; one for each source if some are pruned, else none.
     """
@@ -211,7 +211,7 @@ def _numbers(kernel: Linear | Delta | Vote | Consensus | Winner | Overlap, rule:
         case Linear() | Delta():
             shared[DIVISOR] = kernel.divisor
         case Vote():
-            shared[EXTRA], shared[FLOOR] = 1.0, kernel.floor or -math.inf
+            shared[FLOOR] = kernel.floor or -math.inf
             for row, gain, share in zip(rows, kernel.gains, kernel.shares, strict=True):
                 row[GAIN], row[SHARE] = gain, share
         case Consensus():
